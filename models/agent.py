@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from enum import StrEnum
+
+from tortoise import fields
+from tortoise.indexes import Index
+from tortoise.models import Model
+
+from models.base import Table
+
+
+class AgentAvailability(StrEnum):
+    ACTIVE = "ACTIVE"
+    PAUSED = "PAUSED"
+    DISABLED = "DISABLED"
+
+
+class Agent(Table):
+    """An HTTP endpoint that does jobs."""
+
+    name = fields.CharField(max_length=200, unique=True)
+    description = fields.TextField()
+    endpoint_url = fields.CharField(max_length=2000)
+    input_schema_json = fields.TextField(default="{}")
+    output_schema_json = fields.TextField(default="{}")
+    timeout_seconds = fields.IntField(default=60)
+    max_concurrency = fields.IntField(default=10)
+    idempotent = fields.BooleanField(default=False)
+    accepts_feedback = fields.BooleanField(default=False)
+    availability = fields.CharEnumField(
+        AgentAvailability,
+        max_length=16,
+        default=AgentAvailability.ACTIVE,
+        description="AgentAvailability",
+    )
+    auth_header_sealed = fields.TextField(null=True)
+    signing_secret_sealed = fields.TextField()
+    version = fields.IntField(default=1)
+    updated_at = fields.DatetimeField(auto_now=True)
+
+    class Meta(Model.Meta):
+        table = "agents"
+        table_description = "Endpoints that do jobs"
+        indexes = (Index(fields=("created_at", "id"), name="ix_agents_created"),)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from enum import StrEnum
+
+from tortoise import fields
+from tortoise.models import Model
+
+from models.base import Table
+
+
+class Role(StrEnum):
+    VIEWER = "VIEWER"
+    MEMBER = "MEMBER"
+    ADMIN = "ADMIN"
+
+
+class ApiKey(Table):
+    """A credential; only the hash of it is kept.
+
+    Keys of one name are one user: a second key can replace a first without
+    anybody losing jobs.
+    """
+
+    name = fields.CharField(max_length=200)
+    role = fields.CharEnumField(Role, max_length=16, description="Role")
+    prefix = fields.CharField(max_length=16)
+    key_hash = fields.CharField(max_length=64, unique=True)
+    revoked_at = fields.DatetimeField(null=True)
+
+    class Meta(Model.Meta):
+        table = "api_keys"
+        table_description = "Credentials"

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from uuid import UUID
+
+from tortoise import fields
+from tortoise.indexes import Index
+from tortoise.models import Model
+
+from models.agent import Agent
+from models.base import Table
+
+
+class JobStatus(StrEnum):
+    PENDING = "PENDING"
+    ASSIGNED = "ASSIGNED"
+    IN_EXECUTION = "IN_EXECUTION"
+    RESUBMISSION_REQUIRED = "RESUBMISSION_REQUIRED"
+    COMPLETED = "COMPLETED"
+    CANCELLED = "CANCELLED"
+
+
+class JobPhase(StrEnum):
+    """How far an execution is; only while IN_EXECUTION."""
+
+    QUEUED = "QUEUED"
+    CALLING_AGENT = "CALLING_AGENT"
+    CHECKING_OUTPUT = "CHECKING_OUTPUT"
+    VALIDATING = "VALIDATING"
+    AWAITING_REVIEW = "AWAITING_REVIEW"
+    RETRY_WAIT = "RETRY_WAIT"
+
+
+class StatusReason(StrEnum):
+    CREATED = "CREATED"
+    ASSIGNED_MANUALLY = "ASSIGNED_MANUALLY"
+    UNASSIGNED = "UNASSIGNED"
+    EXECUTION_REQUESTED = "EXECUTION_REQUESTED"
+    VERDICT_PASSED = "VERDICT_PASSED"
+    VERDICT_FAILED = "VERDICT_FAILED"
+    OUTPUT_SCHEMA_INVALID = "OUTPUT_SCHEMA_INVALID"
+    AGENT_ERROR = "AGENT_ERROR"
+    AGENT_TIMEOUT = "AGENT_TIMEOUT"
+    AGENT_UNREACHABLE = "AGENT_UNREACHABLE"
+    AGENT_REJECTED = "AGENT_REJECTED"
+    VALIDATOR_ERROR = "VALIDATOR_ERROR"
+    WORKER_LOST = "WORKER_LOST"
+    RESUBMISSION_REQUESTED = "RESUBMISSION_REQUESTED"
+    REVIEW_APPROVED = "REVIEW_APPROVED"
+    REVIEW_REJECTED = "REVIEW_REJECTED"
+    FORCED = "FORCED"
+    REOPENED = "REOPENED"
+    CANCELLED_BY_USER = "CANCELLED_BY_USER"
+
+
+class CompletionMode(StrEnum):
+    """What a completed job was signed off by."""
+
+    VALIDATED = "VALIDATED"
+    REVIEWED = "REVIEWED"
+    FORCED = "FORCED"
+
+
+class JobPriority(IntEnum):
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+    URGENT = 3
+
+
+class ActorKind(StrEnum):
+    USER = "USER"
+    API_KEY = "API_KEY"
+    AGENT = "AGENT"
+    SYSTEM = "SYSTEM"
+
+
+class Job(Table):
+    """A piece of work with acceptance criteria."""
+
+    name = fields.CharField(max_length=200)
+    description = fields.TextField()
+    input_json = fields.TextField(null=True)
+    acceptance_criteria = fields.TextField()
+    criteria_version = fields.IntField(default=1)
+
+    status = fields.CharEnumField(JobStatus, max_length=32, description="JobStatus")
+    phase = fields.CharEnumField(JobPhase, max_length=32, null=True, description="JobPhase")
+    status_reason = fields.CharEnumField(StatusReason, max_length=40, description="StatusReason")
+    status_message = fields.TextField(null=True)
+    status_changed_at = fields.DatetimeField()
+    completion_mode = fields.CharEnumField(
+        CompletionMode, max_length=16, null=True, description="CompletionMode"
+    )
+    result_json = fields.TextField(null=True)
+
+    priority = fields.IntEnumField(
+        JobPriority, default=JobPriority.NORMAL, description="JobPriority"
+    )
+    attempt_count = fields.IntField(default=0)
+    version = fields.IntField(default=1)
+    created_by_kind = fields.CharEnumField(ActorKind, max_length=16, description="ActorKind")
+    created_by_id = fields.CharField(max_length=200)
+    created_by_name = fields.CharField(max_length=200)
+    updated_at = fields.DatetimeField(auto_now=True)
+    archived_at = fields.DatetimeField(null=True)
+
+    agent: fields.ForeignKeyNullableRelation[Agent] = fields.ForeignKeyField(
+        "models.Agent", related_name=False, null=True, on_delete=fields.RESTRICT
+    )
+    agent_id: UUID | None
+
+    class Meta(Model.Meta):
+        table = "jobs"
+        table_description = "Work with acceptance criteria"
+        indexes = (
+            Index(fields=("created_at", "id"), name="ix_jobs_created"),
+            Index(fields=("updated_at", "id"), name="ix_jobs_updated"),
+            Index(fields=("priority", "created_at", "id"), name="ix_jobs_priority"),
+            Index(fields=("status", "created_at", "id"), name="ix_jobs_status"),
+            Index(fields=("agent_id", "created_at", "id"), name="ix_jobs_agent"),
+            Index(fields=("created_by_id", "created_at", "id"), name="ix_jobs_creator"),
+        )

@@ -1,0 +1,94 @@
+"""Expected failures. Each carries what a caller needs to act on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from models import Agent, Job, JobStatus
+
+
+class SignoffError(Exception):
+    """Base of every expected failure; anything else is a bug."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with one value: its path in the input, and why."""
+
+    path: tuple[str, ...]
+    message: str
+
+
+class NotFound(SignoffError):
+    """Also the answer for what exists but is not the caller's to see."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"There is no {id} that you can see.")
+        self.id = id
+
+
+class Forbidden(SignoffError):
+    """The caller sees the thing, but may not do this."""
+
+
+class Unauthenticated(SignoffError):
+    """No valid credential came with the request."""
+
+
+class InvalidInput(SignoffError):
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(f"{'.'.join(p.path)}: {p.message}" for p in problems))
+        self.problems = tuple(problems)
+
+    @classmethod
+    def at(cls, *path: str, message: str) -> InvalidInput:
+        return cls([Problem(path, message)])
+
+
+class IllegalTransition(SignoffError):
+    def __init__(
+        self, status: JobStatus, action: str, why: str, allowed_actions: Sequence[str]
+    ) -> None:
+        super().__init__(why)
+        self.status = status
+        self.action = action
+        self.allowed_actions = tuple(allowed_actions)
+
+
+class VersionConflict(SignoffError):
+    def __init__(self, expected: int, current: Job) -> None:
+        super().__init__(
+            f"The job has changed: you expected version {expected}, it is at {current.version}. "
+            "Read it again and repeat."
+        )
+        self.expected = expected
+        self.current = current
+
+
+class SchemaMismatch(SignoffError):
+    """A value does not fit an agent's schema."""
+
+    def __init__(self, message: str, *, pointer: str, keyword: str) -> None:
+        super().__init__(message)
+        self.pointer = pointer
+        self.keyword = keyword
+
+
+class AgentUnavailable(SignoffError):
+    def __init__(self, agent: Agent) -> None:
+        super().__init__(
+            f"The agent “{agent.name}” is {agent.availability.value}; "
+            "choose an ACTIVE one or set its availability."
+        )
+        self.agent = agent
+
+
+class IdempotencyConflict(SignoffError):
+    def __init__(self, key: str, original_request_at: datetime) -> None:
+        super().__init__(
+            f"The idempotency key “{key}” came with another request before; "
+            "use a new key for a new request."
+        )
+        self.original_request_at = original_request_at
