@@ -1,5 +1,6 @@
 """Tortoise tables. The innermost layer: imports nothing of ours."""
 
+from models import jsontext
 from models.agent import Agent, AgentAvailability
 from models.api_key import ApiKey, Role
 from models.attempt import Attempt, AttemptState
@@ -40,4 +41,5 @@ __all__ = [
     "StatusReason",
     "Verdict",
     "VerdictOutcome",
+    "jsontext",
 ]

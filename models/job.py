@@ -80,7 +80,7 @@ class Job(Table):
 
     name = fields.CharField(max_length=200)
     description = fields.TextField()
-    input_json = fields.TextField(null=True)
+    input_json = fields.TextField(default="null")
     acceptance_criteria = fields.TextField()
     criteria_version = fields.IntField(default=1)
 

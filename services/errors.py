@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar
 
 from models import Agent, Job, JobStatus
 
 
+class ErrorCode(StrEnum):
+    NOT_FOUND = "NOT_FOUND"
+    FORBIDDEN = "FORBIDDEN"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    VALIDATION = "VALIDATION"
+    INVALID_TRANSITION = "INVALID_TRANSITION"
+    VERSION_CONFLICT = "VERSION_CONFLICT"
+    IDEMPOTENCY_MISMATCH = "IDEMPOTENCY_MISMATCH"
+    AGENT_UNAVAILABLE = "AGENT_UNAVAILABLE"
+    INPUT_SCHEMA = "INPUT_SCHEMA"
+    SLOW_CONSUMER = "SLOW_CONSUMER"
+
+
 class SignoffError(Exception):
     """Base of every expected failure; anything else is a bug."""
+
+    code: ClassVar[ErrorCode]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +41,8 @@ class Problem:
 class NotFound(SignoffError):
     """Also the answer for what exists but is not the caller's to see."""
 
+    code = ErrorCode.NOT_FOUND
+
     def __init__(self, id: str) -> None:
         super().__init__(f"There is no {id} that you can see.")
         self.id = id
@@ -32,12 +51,18 @@ class NotFound(SignoffError):
 class Forbidden(SignoffError):
     """The caller sees the thing, but may not do this."""
 
+    code = ErrorCode.FORBIDDEN
+
 
 class Unauthenticated(SignoffError):
     """No valid credential came with the request."""
 
+    code = ErrorCode.UNAUTHENTICATED
+
 
 class InvalidInput(SignoffError):
+    code = ErrorCode.VALIDATION
+
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(f"{'.'.join(p.path)}: {p.message}" for p in problems))
         self.problems = tuple(problems)
@@ -48,6 +73,8 @@ class InvalidInput(SignoffError):
 
 
 class IllegalTransition(SignoffError):
+    code = ErrorCode.INVALID_TRANSITION
+
     def __init__(
         self, status: JobStatus, action: str, why: str, allowed_actions: Sequence[str]
     ) -> None:
@@ -58,6 +85,8 @@ class IllegalTransition(SignoffError):
 
 
 class VersionConflict(SignoffError):
+    code = ErrorCode.VERSION_CONFLICT
+
     def __init__(self, expected: int, current: Job) -> None:
         super().__init__(
             f"The job has changed: you expected version {expected}, it is at {current.version}. "
@@ -70,6 +99,8 @@ class VersionConflict(SignoffError):
 class SchemaMismatch(SignoffError):
     """A value does not fit an agent's schema."""
 
+    code = ErrorCode.INPUT_SCHEMA
+
     def __init__(self, message: str, *, pointer: str, keyword: str) -> None:
         super().__init__(message)
         self.pointer = pointer
@@ -77,6 +108,8 @@ class SchemaMismatch(SignoffError):
 
 
 class AgentUnavailable(SignoffError):
+    code = ErrorCode.AGENT_UNAVAILABLE
+
     def __init__(self, agent: Agent) -> None:
         super().__init__(
             f"The agent “{agent.name}” is {agent.availability.value}; "
@@ -86,6 +119,8 @@ class AgentUnavailable(SignoffError):
 
 
 class IdempotencyConflict(SignoffError):
+    code = ErrorCode.IDEMPOTENCY_MISMATCH
+
     def __init__(self, key: str, original_request_at: datetime) -> None:
         super().__init__(
             f"The idempotency key “{key}” came with another request before; "

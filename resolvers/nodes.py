@@ -1,0 +1,41 @@
+"""Anything by its id: the prefix says what it is."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from models import Agent, Attempt, Job, JobLog, Verdict
+from resolvers import agents, jobs
+from resolvers.context import Info
+from services import reading
+from services.values import parse_id
+
+Row = Job | Agent | Attempt | Verdict | JobLog
+
+
+async def by_id(info: Info, id: str) -> Row | None:
+    """None for what is not there, for what the viewer must not see, for what is no id."""
+    viewer = info.context.viewer
+    kind, _, tail = id.partition("_")
+    match kind:
+        case "job":
+            return await jobs.by_id(info, id)
+        case "agent":
+            return await agents.by_id(info, id)
+        case "attempt":
+            attempt_id = _key(kind, id)
+            return await reading.attempt(viewer, attempt_id) if attempt_id else None
+        case "verdict":
+            verdict_id = _key(kind, id)
+            return await reading.verdict(viewer, verdict_id) if verdict_id else None
+        case "log" if tail.isdecimal() and int(tail) < 2**63:
+            return await reading.log_entry(viewer, int(tail))
+        case _:
+            return None
+
+
+def _key(kind: str, id: str) -> UUID | None:
+    try:
+        return parse_id(kind, id)
+    except ValueError:
+        return None

@@ -1,0 +1,51 @@
+"""The GraphQL schema: what a client can see, and nothing of how it is done."""
+
+from __future__ import annotations
+
+import strawberry
+from graphql import build_schema, lexicographic_sort_schema, print_schema
+from strawberry.extensions import ParserCache, ValidationCache
+from strawberry.schema.config import StrawberryConfig
+from strawberry.schema.name_converter import NameConverter
+
+from schema import inputs as inputs
+from schema.errors import HANDLERS
+from schema.failures import Failures
+from schema.mutation import Mutation
+from schema.query import Query
+from schema.scalars import SCALARS
+from schema.subscription import Subscription
+from schema.types.attempt import Attempt
+from schema.types.verdict import Verdict
+
+CACHED_DOCUMENTS = 1000
+
+
+class _Names(NameConverter):
+    """A trailing underscore sets a name apart from a keyword of Python: `in_` is `in`."""
+
+    def apply_naming_config(self, name: str) -> str:
+        return super().apply_naming_config(name.rstrip("_"))
+
+
+schema = strawberry.Schema(
+    query=Query,
+    mutation=Mutation,
+    subscription=Subscription,
+    types=[Attempt, Verdict],
+    exception_handlers=HANDLERS,
+    extensions=[
+        Failures,
+        lambda: ParserCache(maxsize=CACHED_DOCUMENTS),
+        lambda: ValidationCache(maxsize=CACHED_DOCUMENTS),
+    ],
+    config=StrawberryConfig(name_converter=_Names(), scalar_map=SCALARS),
+)
+
+
+def sdl() -> str:
+    """The schema in its definition language, sorted, as it is committed."""
+    return print_schema(lexicographic_sort_schema(build_schema(schema.as_str()))) + "\n"
+
+
+__all__ = ["schema", "sdl"]

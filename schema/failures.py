@@ -1,0 +1,64 @@
+"""Errors as clients get them: expected ones with a code, all others masked."""
+
+from __future__ import annotations
+
+import secrets
+
+import structlog
+from graphql import GraphQLError
+from strawberry.extensions import MaskErrors
+from strawberry.pydantic import InputValidationError
+
+from services.errors import ErrorCode, InvalidInput, SignoffError
+
+logger = structlog.get_logger(__name__)
+
+MAX_ERRORS = 100
+
+
+class Failures(MaskErrors):
+    """Gives every error an `extensions.code`; an unexpected one is logged under an id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def _process_errors(self, errors: list[GraphQLError]) -> list[GraphQLError]:
+        return [shown(error) for error in errors[:MAX_ERRORS]]
+
+
+def shown(error: GraphQLError) -> GraphQLError:
+    """What a client may know of `error`."""
+    cause = error.original_error
+    if cause is None:
+        return _with(error, error.message, dict(error.extensions or {}), "GRAPHQL_ERROR")
+    if isinstance(cause, SignoffError):
+        fields = cause.problems if isinstance(cause, InvalidInput) else ()
+        extensions = {
+            "fields": [{"path": list(p.path), "message": p.message} for p in fields]
+        } if fields else {}
+        return _with(error, str(cause), extensions, cause.code)
+    if isinstance(cause, InputValidationError):
+        problems = [{"path": e.location, "message": e.message} for e in cause.errors]
+        return _with(error, str(cause), {"fields": problems}, ErrorCode.VALIDATION)
+    if isinstance(cause, GraphQLError):
+        return _with(error, error.message, {}, "GRAPHQL_ERROR")
+    error_id = secrets.token_hex(8)
+    logger.error("unexpected error", error_id=error_id, path=error.path, exc_info=cause)
+    message = f"Something went wrong on our side; the server's log has it as {error_id}."
+    return _with(error, message, {"id": error_id}, "INTERNAL")
+
+
+def _with(
+    error: GraphQLError, message: str, extensions: dict[str, object], code: str
+) -> GraphQLError:
+    return GraphQLError(
+        message,
+        nodes=error.nodes,
+        source=error.source,
+        positions=error.positions,
+        path=error.path,
+        extensions={"code": code} | extensions,
+    )
+
+
+

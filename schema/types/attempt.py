@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Self
+from uuid import UUID
+
+import strawberry
+from strawberry.scalars import JSON
+
+import models
+from models import jsontext
+from resolvers.context import Info
+from schema.enums import AttemptState
+from schema.types.agent import Agent
+from schema.types.node import Node
+from schema.types.verdict import Verdict
+from services.values import public_id
+
+if TYPE_CHECKING:
+    from schema.types.job import Job
+
+
+@strawberry.type(description="Why an attempt came to nothing.")
+class AttemptError:
+    code: str
+    message: str
+    retryable: bool
+    may_have_executed: bool = strawberry.field(
+        description="False only with proof that the agent took nothing of the request."
+    )
+
+
+@strawberry.type(description="One execution of a job by one agent.")
+class Attempt(Node):
+    number: int
+    state: AttemptState
+    http_status: int | None
+    latency_ms: int | None
+    started_at: datetime | None
+    responded_at: datetime | None
+    finished_at: datetime | None
+    key: strawberry.Private[UUID]
+    job_id: strawberry.Private[UUID]
+    agent_id: strawberry.Private[UUID]
+    row: strawberry.Private[models.Attempt]
+
+    @strawberry.field
+    async def job(self, info: Info) -> Annotated[Job, strawberry.lazy("schema.types.job")]:
+        from schema.types.job import Job
+
+        row = await info.context.loaders.jobs.load(self.job_id)
+        assert row is not None  # noqa: S101 - whoever sees the attempt sees its job
+        return Job.of(row)
+
+    @strawberry.field
+    async def agent(self, info: Info) -> Agent:
+        row = await info.context.loaders.agents.load(self.agent_id)
+        assert row is not None  # noqa: S101 - agents with attempts are never deleted
+        return Agent.of(row)
+
+    @strawberry.field(description="The agent as it was when the attempt began.")
+    def agent_snapshot(self) -> JSON:
+        return jsontext.loads(self.row.agent_snapshot_json)
+
+    @strawberry.field(description="The body that was sent.")
+    def request(self) -> JSON | None:
+        return jsontext.loads_or_none(self.row.request_json)
+
+    @strawberry.field(description="The body that came back.")
+    def response(self) -> JSON | None:
+        return jsontext.loads_or_none(self.row.response_json)
+
+    @strawberry.field(description="What earlier verdicts had against the work, as it was sent.")
+    def feedback(self) -> list[str]:
+        return jsontext.loads(self.row.feedback_json)
+
+    @strawberry.field
+    def error(self) -> AttemptError | None:
+        error = jsontext.loads_or_none(self.row.error_json)
+        if error is None:
+            return None
+        return AttemptError(
+            code=error["code"],
+            message=error["message"],
+            retryable=error["retryable"],
+            may_have_executed=error["mayHaveExecuted"],
+        )
+
+    @strawberry.field(description="Oldest first.")
+    async def verdicts(self, info: Info) -> list[Verdict]:
+        return [Verdict.of(row) for row in await info.context.loaders.verdicts.load(self.key)]
+
+    @classmethod
+    def of(cls, row: models.Attempt) -> Self:
+        return cls(
+            id=strawberry.ID(public_id("attempt", row.id)),
+            key=row.id,
+            job_id=row.job_id,
+            agent_id=row.agent_id,
+            number=row.number,
+            state=row.state,
+            http_status=row.http_status,
+            latency_ms=row.latency_ms,
+            started_at=row.started_at,
+            responded_at=row.responded_at,
+            finished_at=row.finished_at,
+            row=row,
+        )

@@ -1,0 +1,33 @@
+"""What is sent to an agent and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRequest:
+    """`body` is the job's input as JSON; `idempotency_key` stays the same over all tries."""
+
+    url: str
+    body: bytes = field(repr=False)
+    job_id: str
+    attempt_number: int
+    idempotency_key: str
+    signing_secret: str = field(repr=False)
+    auth_header: str | None = field(repr=False)
+    feedback: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReply:
+    """`value` is `body`, which is strict JSON, decoded.
+
+    An integer beyond 64 bits is a float in `value`, as in JavaScript; `body` keeps its digits.
+    """
+
+    status: int
+    body: bytes
+    value: Any
+    latency_ms: int

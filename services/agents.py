@@ -1,0 +1,269 @@
+"""Agents: making, reading and trying them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AfterValidator, Field
+from tortoise.exceptions import IntegrityError
+
+from models import Agent, AgentAvailability, jsontext
+from models.base import uuid7
+from services import agent_http, json_schemas
+from services.agent_http import AgentCallFailed, AgentRequest
+from services.errors import AgentUnavailable, InvalidInput, NotFound, SchemaMismatch
+from services.runtime import Runtime
+from services.transactions import atomic
+from services.values import (
+    AgentId,
+    Command,
+    Json,
+    LongText,
+    Name,
+    RawJson,
+    Text,
+    Version,
+    public_id,
+)
+
+
+def _url(text: str) -> str:
+    agent_http.check_endpoint_url(text, allow_private=True)
+    return text
+
+
+def _secret(text: str) -> str:
+    agent_http.check_secret(text)
+    return text
+
+
+def _header(line: str) -> str:
+    if line:
+        agent_http.check_auth_header(line)
+    return line
+
+
+def _schema(schema: RawJson) -> RawJson:
+    json_schemas.compile(jsontext.dumps(schema))
+    return schema
+
+
+Schema = Annotated[Json, AfterValidator(_schema)]
+
+
+class SaveAgent(Command):
+    """An agent to be made, or with `id` to be changed; what is not given stays as it is."""
+
+    id: AgentId | None = Field(default=None, description="Change this one; absent: make a new one.")
+    expected_version: Version | None = Field(
+        default=None, description="Refuse if the agent was changed since."
+    )
+    name: Name = Field(description="Unique, shown in lists.")
+    description: LongText | None = Field(default=None, description="What it can do.")
+    endpoint_url: Annotated[Text, AfterValidator(_url)] = Field(
+        max_length=2000, description="Where requests are POSTed: http or https."
+    )
+    input_schema: Schema | None = Field(
+        default=None, description="JSON Schema that a job's input must fit."
+    )
+    output_schema: Schema | None = Field(
+        default=None, description="JSON Schema that its responses must fit."
+    )
+    auth_header: Annotated[Text, AfterValidator(_header)] | None = Field(
+        default=None,
+        max_length=8000,
+        description="Write-only. A header line sent with every request, such as "
+        "`Authorization: Bearer …`; an empty string removes it.",
+    )
+    secret: Annotated[Text, AfterValidator(_secret)] | None = Field(
+        default=None,
+        max_length=200,
+        description="Write-only. The Standard Webhooks secret requests are signed with, "
+        "`whsec_…`; absent: one is made and told once, in `signingSecret`.",
+    )
+    timeout_seconds: int | None = Field(
+        default=None, ge=1, le=3600, description="For one attempt, retries included. Default 60."
+    )
+    max_concurrency: int | None = Field(
+        default=None, ge=1, le=1000, description="Requests under way at once. Default 10."
+    )
+    idempotent: bool | None = Field(
+        default=None,
+        description="It does the work once per `idempotency-key`, however often it is asked: "
+        "a call that was cut off may be repeated. Default false.",
+    )
+    accepts_feedback: bool | None = Field(
+        default=None,
+        description="Send the judge's reasons of the attempt before in the header "
+        "`signoff-feedback`. Default false.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    agent: Agent
+    new_secret: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of a test call."""
+
+    ok: bool
+    latency_ms: int | None
+    output_valid: bool
+    response: Any
+    problem: str | None
+
+
+async def save(rt: Runtime, command: SaveAgent) -> Saved:
+    """Raises `InvalidInput` or `NotFound`; other processes follow within a second."""
+    try:
+        saved = await _save(rt, command)
+    except IntegrityError:
+        raise InvalidInput.at(
+            "input", "name", message=f"an agent “{command.name}” exists already"
+        ) from None
+    rt.engine.register(saved.agent)
+    return saved
+
+
+@atomic
+async def _save(rt: Runtime, command: SaveAgent) -> Saved:
+    columns = _columns(rt, command)
+    if command.id is None:
+        secret = command.secret or agent_http.new_secret()
+        made = await Agent.create(
+            **{"description": "", "signing_secret_sealed": rt.vault.seal(secret)} | columns
+        )
+        return Saved(made, None if command.secret else secret)
+    agent = await get(command.id)
+    if command.expected_version not in (None, agent.version):
+        raise InvalidInput.at(
+            "input",
+            "expectedVersion",
+            message=f"the agent has changed: it is at version {agent.version}",
+        )
+    agent.update_from_dict(columns | {"version": agent.version + 1})
+    await agent.save()
+    return Saved(agent, None)
+
+
+def _columns(rt: Runtime, command: SaveAgent) -> dict[str, Any]:
+    """The columns that the command gives; secrets sealed."""
+    _check_reachable(rt, command.endpoint_url)
+    columns: dict[str, Any] = command.model_dump(
+        include={"name", "description", "endpoint_url", "timeout_seconds", "max_concurrency"}
+        | {"idempotent", "accepts_feedback"},
+        exclude_none=True,
+    )
+    if command.input_schema is not None:
+        columns["input_schema_json"] = jsontext.dumps(command.input_schema)
+    if command.output_schema is not None:
+        columns["output_schema_json"] = jsontext.dumps(command.output_schema)
+    if command.auth_header is not None:
+        sealed = rt.vault.seal(command.auth_header) if command.auth_header else None
+        columns["auth_header_sealed"] = sealed
+    if command.secret is not None:
+        columns["signing_secret_sealed"] = rt.vault.seal(command.secret)
+    return columns
+
+
+def _check_reachable(rt: Runtime, url: str) -> None:
+    """A first word on private addresses; the guard that holds is at the dial."""
+    try:
+        agent_http.check_endpoint_url(url, allow_private=rt.options.allow_private_agents)
+    except ValueError as error:
+        raise InvalidInput.at("input", "endpointUrl", message=str(error)) from None
+
+
+@atomic
+async def set_availability(
+    rt: Runtime, agent_id: UUID, availability: AgentAvailability
+) -> Agent:
+    agent = await get(agent_id)
+    agent.availability = availability
+    agent.version += 1
+    await agent.save(update_fields=["availability", "version", "updated_at"])
+    return agent
+
+
+async def get(agent_id: UUID) -> Agent:
+    agent = await Agent.get_or_none(id=agent_id)
+    if agent is None:
+        raise NotFound(public_id("agent", agent_id))
+    return agent
+
+
+async def get_many(agent_ids: Sequence[UUID]) -> list[Agent | None]:
+    """The agents in the order asked for, `None` where there is none."""
+    found = {agent.id: agent async for agent in Agent.filter(id__in=agent_ids)}
+    return [found.get(agent_id) for agent_id in agent_ids]
+
+
+async def active(agent_id: UUID) -> Agent:
+    """Raises `NotFound`, or `AgentUnavailable` for one that takes no work."""
+    agent = await get(agent_id)
+    if agent.availability is not AgentAvailability.ACTIVE:
+        raise AgentUnavailable(agent)
+    return agent
+
+
+def check_input(agent: Agent, input_json: str) -> None:
+    """Raises `SchemaMismatch` where a job's input does not fit the agent's schema."""
+    mismatch = json_schemas.check(agent.input_schema_json, jsontext.loads(input_json))
+    if mismatch:
+        raise SchemaMismatch(
+            f"The input does not fit what “{agent.name}” takes: {mismatch.message}",
+            pointer=mismatch.pointer,
+            keyword=mismatch.keyword,
+        )
+
+
+def request_for(  # noqa: PLR0913
+    rt: Runtime,
+    agent: Agent,
+    *,
+    body: str,
+    job_id: str,
+    attempt_number: int,
+    idempotency_key: str,
+    feedback: Sequence[str] = (),
+) -> AgentRequest:
+    sealed = agent.auth_header_sealed
+    return AgentRequest(
+        url=agent.endpoint_url,
+        body=body.encode(),
+        job_id=job_id,
+        attempt_number=attempt_number,
+        idempotency_key=idempotency_key,
+        signing_secret=rt.vault.open(agent.signing_secret_sealed),
+        auth_header=rt.vault.open(sealed) if sealed else None,
+        feedback=tuple(feedback),
+    )
+
+
+async def test(rt: Runtime, agent_id: UUID, input: object) -> Trial:
+    """Call an agent outside of any job; raises `NotFound` or `SchemaMismatch`."""
+    agent = await get(agent_id)
+    body = jsontext.dumps(input)
+    check_input(agent, body)
+    key = public_id("test", uuid7())
+    request = request_for(
+        rt, agent, body=body, job_id=key, attempt_number=1, idempotency_key=key
+    )
+    try:
+        reply = await rt.agents.call(request, deadline=agent.timeout_seconds)
+    except AgentCallFailed as failure:
+        return Trial(False, None, False, None, str(failure))
+    mismatch = json_schemas.check(agent.output_schema_json, reply.value)
+    return Trial(
+        ok=mismatch is None,
+        latency_ms=reply.latency_ms,
+        output_valid=mismatch is None,
+        response=reply.value,
+        problem=f"{mismatch.message} (at {mismatch.pointer or 'the top'})" if mismatch else None,
+    )

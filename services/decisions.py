@@ -1,0 +1,187 @@
+"""What people decide about jobs: review, force, resubmit, cancel, reopen, archive."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import partial
+from uuid import UUID
+
+from pydantic import Field
+
+from models import (
+    Attempt,
+    CompletionMode,
+    Job,
+    JobLogType,
+    StatusReason,
+    VerdictOutcome,
+    jsontext,
+)
+from services import execution, idempotency, jobs, lifecycle, log
+from services.actors import Viewer
+from services.errors import InvalidInput, NotFound
+from services.lifecycle import Event
+from services.runtime import Runtime
+from services.transactions import atomic
+from services.values import AttemptId, Command, JobId, Json, Key, Reason, Version, public_id
+
+
+class ForceComplete(Command):
+    """Sign a job off by hand, whatever its judge said."""
+
+    id: JobId
+    result: Json = Field(description="What the job's result shall be.")
+    reason: Reason = Field(description="Kept in the log.")
+    expected_version: Version | None = None
+    idempotency_key: Key | None = None
+
+
+class ResubmitJob(Command):
+    """Send a completed or running job back; its old result stays in the attempts."""
+
+    id: JobId
+    reason: Reason
+    execute: bool = Field(default=False, description="Execute it again at once.")
+    expected_version: Version | None = None
+
+
+class CancelJob(Command):
+    id: JobId
+    reason: Reason | None = None
+    expected_version: Version | None = None
+
+
+class Review(Command):
+    """A person's verdict on an attempt that waits for one."""
+
+    attempt_id: AttemptId
+    outcome: VerdictOutcome = Field(description="PASS completes the job, FAIL sends it back.")
+    reason: Reason
+
+
+async def force_complete(rt: Runtime, viewer: Viewer, command: ForceComplete) -> Job:
+    """Raises `NotFound`, `Forbidden`, `VersionConflict`, `IllegalTransition` and
+    `IdempotencyConflict`."""
+    do = partial(_force_complete, rt, viewer, command)
+    return await idempotency.once(rt, viewer, command.idempotency_key, command, command.id, do)
+
+
+@atomic
+async def _force_complete(rt: Runtime, viewer: Viewer, command: ForceComplete) -> Job:
+    return await lifecycle.move(
+        rt,
+        await jobs.get(viewer, command.id),
+        Event.FORCE_COMPLETE,
+        viewer,
+        expected_version=command.expected_version,
+        reason=StatusReason.FORCED,
+        message=command.reason,
+        result_json=jsontext.dumps(command.result),
+        completion_mode=CompletionMode.FORCED,
+    )
+
+
+@atomic
+async def resubmit(rt: Runtime, viewer: Viewer, command: ResubmitJob) -> Job:
+    """Raises `NotFound`, `Forbidden`, `VersionConflict` and `IllegalTransition`; with
+    `execute` also what an execution raises, and then nothing has changed."""
+    job = await jobs.get(viewer, command.id)
+    await lifecycle.move(
+        rt,
+        job,
+        Event.RESUBMIT,
+        viewer,
+        expected_version=command.expected_version,
+        reason=StatusReason.RESUBMISSION_REQUESTED,
+        message=command.reason,
+        result_json=None,
+        completion_mode=None,
+    )
+    if command.execute:
+        await execution.accept(rt, viewer, job, feedback=command.reason)
+    return job
+
+
+@atomic
+async def cancel(rt: Runtime, viewer: Viewer, command: CancelJob) -> Job:
+    """Raises `NotFound`, `Forbidden`, `VersionConflict` and `IllegalTransition`."""
+    return await lifecycle.move(
+        rt,
+        await jobs.get(viewer, command.id),
+        Event.CANCEL,
+        viewer,
+        expected_version=command.expected_version,
+        reason=StatusReason.CANCELLED_BY_USER,
+        message=command.reason,
+    )
+
+
+@atomic
+async def reopen(
+    rt: Runtime, viewer: Viewer, job_id: UUID, reason: str, expected_version: int | None
+) -> Job:
+    """Raises `NotFound`, `Forbidden`, `VersionConflict` and `IllegalTransition`."""
+    return await lifecycle.move(
+        rt,
+        await jobs.get(viewer, job_id),
+        Event.REOPEN,
+        viewer,
+        expected_version=expected_version,
+        reason=StatusReason.REOPENED,
+        message=reason,
+    )
+
+
+@atomic
+async def archive(rt: Runtime, viewer: Viewer, job_id: UUID) -> Job:
+    """Raises `NotFound`, `Forbidden` and `IllegalTransition`."""
+    job = await jobs.get(viewer, job_id)
+    return await lifecycle.move(
+        rt, job, Event.ARCHIVE, viewer, message="Archived.", archived_at=datetime.now(UTC)
+    )
+
+
+@atomic
+async def unarchive(rt: Runtime, viewer: Viewer, job_id: UUID) -> Job:
+    """Raises `NotFound`, `Forbidden` and `IllegalTransition`."""
+    job = await jobs.get(viewer, job_id)
+    return await lifecycle.move(
+        rt, job, Event.UNARCHIVE, viewer, message="Unarchived.", archived_at=None
+    )
+
+
+@atomic
+async def review(rt: Runtime, viewer: Viewer, command: Review) -> Job:
+    """Raises `NotFound`, `Forbidden`, `IllegalTransition`, and `InvalidInput` for an
+    outcome that is neither PASS nor FAIL or an attempt that is over."""
+    attempt = await Attempt.get_or_none(id=command.attempt_id)
+    if attempt is None:
+        raise NotFound(public_id("attempt", command.attempt_id))
+    job = await jobs.get(viewer, attempt.job_id)
+    if command.outcome not in (VerdictOutcome.PASS, VerdictOutcome.FAIL):
+        raise InvalidInput.at("input", "outcome", message="must be PASS or FAIL")
+    passed = command.outcome is VerdictOutcome.PASS
+    event = Event.APPROVE if passed else Event.REJECT
+    lifecycle.demand(job, event, viewer)
+    if attempt.number != job.attempt_count:
+        raise InvalidInput.at("input", "attemptId", message="is not the job's current attempt")
+    completion = {"result_json": attempt.response_json, "completion_mode": CompletionMode.REVIEWED}
+    log.append(
+        log.entry(
+            job,
+            JobLogType.REVIEW,
+            viewer,
+            message=command.reason,
+            payload={"outcome": command.outcome},
+            attempt_id=attempt.id,
+        )
+    )
+    return await lifecycle.move(
+        rt,
+        job,
+        event,
+        viewer,
+        reason=StatusReason.REVIEW_APPROVED if passed else StatusReason.REVIEW_REJECTED,
+        message=command.reason,
+        **(completion if passed else {}),
+    )

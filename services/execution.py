@@ -1,0 +1,180 @@
+"""Executions: accepting one, running it, waiting for it.
+
+Rows decide, the queue only wakes. Every step is written with its log entry
+before the next begins; the attempt's recorded response is the checkpoint, so
+after a crash `run` goes on where the rows say it was.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import orjson
+import structlog
+from pydantic import Field
+
+from models import (
+    Agent,
+    Attempt,
+    AttemptState,
+    Job,
+    JobPhase,
+    JobStatus,
+    StatusReason,
+    Verdict,
+    jsontext,
+)
+from services import attempts, calling, idempotency, jobs, judging, lifecycle
+from services.actors import Viewer
+from services.attempts import Overtaken, Run
+from services.lifecycle import Event
+from services.runtime import Runtime
+from services.transactions import atomic, current
+from services.values import Command, JobId, Key, LongText, Version, public_id
+
+logger = structlog.get_logger(__name__)
+
+
+class ExecuteJob(Command):
+    """Ask the assigned agent to do the job."""
+
+    id: JobId
+    expected_version: Version | None = None
+    idempotency_key: Key | None = Field(
+        default=None,
+        description="Repeating the request with the same key within 24 hours gets its answer.",
+    )
+    wait_seconds: int = Field(
+        default=0, ge=0, le=60, description="0 returns at once; N waits up to N s for the outcome."
+    )
+    feedback: LongText | None = Field(
+        default=None, description="A hint for the agent, if it accepts feedback."
+    )
+
+
+async def execute(rt: Runtime, viewer: Viewer, command: ExecuteJob) -> Job:
+    """Accept an execution; raises `NotFound`, `Forbidden`, `VersionConflict`,
+    `IllegalTransition`, `AgentUnavailable` and `IdempotencyConflict`."""
+    do = partial(_execute, rt, viewer, command)
+    job = await idempotency.once(rt, viewer, command.idempotency_key, command, command.id, do)
+    if command.wait_seconds:
+        return await outcome(rt, job, command.wait_seconds)
+    return job
+
+
+@atomic
+async def _execute(rt: Runtime, viewer: Viewer, command: ExecuteJob) -> Job:
+    job = await jobs.get(viewer, command.id)
+    return await accept(
+        rt, viewer, job, feedback=command.feedback, expected_version=command.expected_version
+    )
+
+
+@atomic
+async def accept(
+    rt: Runtime,
+    viewer: Viewer,
+    job: Job,
+    *,
+    feedback: str | None = None,
+    expected_version: int | None = None,
+) -> Job:
+    """Open the next attempt and hand it to the engine."""
+    agent = await Agent.get(id=job.agent_id) if job.agent_id else None
+    lifecycle.demand(job, Event.EXECUTE, viewer, agent=agent, expected_version=expected_version)
+    assert agent is not None  # noqa: S101 - the guard of EXECUTE
+    hints = await _feedback(job, feedback) if agent.accepts_feedback else []
+    await lifecycle.move(
+        rt,
+        job,
+        Event.EXECUTE,
+        viewer,
+        agent=agent,
+        reason=StatusReason.EXECUTION_REQUESTED,
+        phase=JobPhase.QUEUED,
+        attempt_count=job.attempt_count + 1,
+    )
+    await Attempt.create(
+        job_id=job.id,
+        agent_id=agent.id,
+        number=job.attempt_count,
+        state=AttemptState.QUEUED,
+        criteria_version=job.criteria_version,
+        feedback_json=jsontext.dumps(hints),
+        agent_snapshot_json=jsontext.dumps(_snapshot(agent)),
+    )
+    current().executions.append(job)
+    return job
+
+
+def _snapshot(agent: Agent) -> dict[str, Any]:
+    """What an attempt keeps of its agent; nothing secret."""
+    return {
+        "name": agent.name,
+        "version": agent.version,
+        "timeoutSeconds": agent.timeout_seconds,
+        "maxConcurrency": agent.max_concurrency,
+        "idempotent": agent.idempotent,
+        "inputSchema": orjson.Fragment(agent.input_schema_json),
+        "outputSchema": orjson.Fragment(agent.output_schema_json),
+    }
+
+
+async def _feedback(job: Job, hint: str | None) -> list[str]:
+    """What the judge, a reviewer or the caller had against the attempt before."""
+    hints = [hint] if hint else []
+    if job.status_reason is StatusReason.REVIEW_REJECTED and job.status_message:
+        hints.append(job.status_message)
+    latest = await Verdict.filter(job_id=job.id).order_by("-created_at", "-id").first()
+    return hints + (judging.reasons(latest) if latest else [])
+
+
+async def outcome(rt: Runtime, job: Job, seconds: float) -> Job:
+    """The job when its execution has come to a decision or a wait for a person; at the
+    latest after `seconds`, as it is then."""
+
+    async def settled() -> Job | None:
+        now = await Job.get(id=job.id)
+        return None if is_running(now) else now
+
+    return await rt.events.until(settled, seconds) or await Job.get(id=job.id)
+
+
+def is_running(job: Job) -> bool:
+    return job.status is JobStatus.IN_EXECUTION and job.phase is not JobPhase.AWAITING_REVIEW
+
+
+async def run(rt: Runtime, job_id: UUID, number: int) -> None:
+    """Do, or go on with, attempt `number`. Doing a finished one again does nothing."""
+    job = await Job.get_or_none(id=job_id).select_related("agent")
+    if job is None or job.attempt_count != number or not is_running(job):
+        return
+    attempt = await Attempt.get(job_id=job_id, number=number)
+    agent = job.agent
+    assert agent is not None  # noqa: S101 - a running job keeps its agent
+    this = Run(job, agent, attempt)
+    with structlog.contextvars.bound_contextvars(
+        job_id=public_id("job", job.id), attempt=attempt.number
+    ):
+        try:
+            if attempt.responded_at is not None or await calling.ask(rt, this):
+                await judging.judge(rt, this)
+        except Overtaken:
+            logger.info("attempt overtaken")
+
+
+async def give_up(rt: Runtime, job_id: UUID, number: int) -> None:
+    """Settle an attempt that fails for reasons of our own, again and again."""
+    job = await Job.get_or_none(id=job_id).select_related("agent")
+    if job is None or job.attempt_count != number or not is_running(job):
+        return
+    assert job.agent is not None  # noqa: S101 - a running job keeps its agent
+    this = Run(job, job.agent, await Attempt.get(job_id=job_id, number=number))
+    message = "Signoff failed to run this attempt; its log has the reason. Execute the job again."
+    error = attempts.problem("WORKER_LOST", message, retryable=True, may_have_executed=True)
+    with suppress(Overtaken):
+        reason = StatusReason.WORKER_LOST
+        await attempts.settle(rt, this, Event.LOSE, reason, message, error=error)

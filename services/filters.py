@@ -1,0 +1,261 @@
+"""Which rows: filters as clients write them, and the conditions they become."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+from tortoise.expressions import Q, Subquery
+
+from models import AgentAvailability, JobPriority, JobStatus, JobTag
+from services.actors import Viewer
+from services.values import AgentId, Command, JobId, Text
+
+MAX_DEPTH = 5
+MAX_LIST = 200
+
+Texts = Annotated[list[Text], Field(max_length=MAX_LIST)]
+
+
+class JobIDComparator(Command):
+    eq: JobId | None = None
+    in_: Annotated[list[JobId], Field(max_length=MAX_LIST)] | None = None
+    nin: Annotated[list[JobId], Field(max_length=MAX_LIST)] | None = None
+
+
+class AgentIDComparator(Command):
+    eq: AgentId | None = None
+    in_: Annotated[list[AgentId], Field(max_length=MAX_LIST)] | None = None
+    nin: Annotated[list[AgentId], Field(max_length=MAX_LIST)] | None = None
+
+
+class ActorIDComparator(Command):
+    """The `id` of an `Actor`, such as `createdBy { id }`."""
+
+    eq: Text | None = None
+    in_: Texts | None = None
+    nin: Texts | None = None
+
+
+class StringComparator(Command):
+    eq: Text | None = None
+    in_: Texts | None = None
+    contains: Text | None = None
+    starts_with: Text | None = None
+    ignore_case: bool = True
+
+
+class StringListComparator(Command):
+    any: Texts | None = Field(default=None, description="Has at least one of them.")
+    all: Texts | None = Field(default=None, description="Has every one of them.")
+    none: Texts | None = Field(default=None, description="Has none of them.")
+    is_empty: bool | None = None
+
+
+class JobStatusComparator(Command):
+    eq: JobStatus | None = None
+    in_: list[JobStatus] | None = None
+    nin: list[JobStatus] | None = None
+
+
+class JobPriorityComparator(Command):
+    eq: JobPriority | None = None
+    in_: list[JobPriority] | None = None
+    gte: JobPriority | None = None
+
+
+class AgentAvailabilityComparator(Command):
+    in_: list[AgentAvailability] | None = None
+
+
+DURATION = re.compile(
+    r"(?P<sign>[+-]?)P(?:(?P<weeks>\d{1,6})W)?(?:(?P<days>\d{1,6})D)?"
+    r"(?:T(?:(?P<hours>\d{1,6})H)?(?:(?P<minutes>\d{1,6})M)?(?:(?P<seconds>\d{1,9})S)?)?"
+)
+
+
+def instant(text: str) -> datetime:
+    """An ISO 8601 instant, or a duration relative to now such as `-P7D` or `-PT30M`."""
+    found = DURATION.fullmatch(text)
+    if found:
+        parts = {unit: int(n) for unit, n in found.groupdict().items() if unit != "sign" and n}
+        if not parts:
+            raise ValueError("is a duration without a length; say for example -P7D")
+        length = timedelta(**parts)
+        return datetime.now(UTC) + (-length if found["sign"] == "-" else length)
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(
+            "must be an ISO 8601 instant such as 2026-01-31T12:00:00Z, or a duration such as -P7D"
+        ) from None
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+def _is_instant(text: str) -> str:
+    try:
+        instant(text)
+    except OverflowError:
+        raise ValueError("is out of range") from None
+    return text
+
+
+Instant = Annotated[Text, Field(max_length=64), AfterValidator(_is_instant)]
+
+
+class DateComparator(Command):
+    """ISO 8601 instants, or durations relative to now such as `-P7D`."""
+
+    gt: Instant | None = None
+    gte: Instant | None = None
+    lt: Instant | None = None
+    lte: Instant | None = None
+
+
+class AgentFilter(Command):
+    """Every condition given must hold."""
+
+    id: AgentIDComparator | None = None
+    name: StringComparator | None = None
+    availability: AgentAvailabilityComparator | None = None
+    is_null: bool | None = Field(default=None, description="Of a job: whether it has no agent.")
+
+
+class BooleanComparator(Command):
+    eq: bool | None = None
+
+
+class JobFilter(Command):
+    """Every condition given must hold; archived jobs are left out unless asked for."""
+
+    and_: Annotated[list[JobFilter], Field(max_length=50)] | None = None
+    or_: Annotated[list[JobFilter], Field(max_length=50)] | None = None
+    not_: JobFilter | None = None
+    id: JobIDComparator | None = None
+    status: JobStatusComparator | None = None
+    priority: JobPriorityComparator | None = None
+    name: StringComparator | None = None
+    agent: AgentFilter | None = None
+    created_by: ActorIDComparator | None = None
+    tags: StringListComparator | None = None
+    created_at: DateComparator | None = None
+    updated_at: DateComparator | None = None
+    archived: BooleanComparator | None = None
+
+
+def job_condition(where: JobFilter | None, viewer: Viewer) -> Q:
+    """What the viewer may see of what they ask for."""
+    parts = [] if viewer.sees_all else [Q(created_by_id=viewer.id)]
+    if where is None or where.archived is None:
+        parts.append(Q(archived_at__isnull=True))
+    if where is not None:
+        parts.append(_job(where))
+    return _all(parts)
+
+
+def _job(where: JobFilter) -> Q:
+    parts = [
+        *[_job(each) for each in where.and_ or ()],
+        *_any_of(where.or_),
+        *([~_job(where.not_)] if where.not_ else []),
+        *_members("id", where.id),
+        *_members("status", where.status),
+        *_members("priority", where.priority),
+        *_text("name", where.name),
+        *_members("created_by_id", where.created_by),
+        *_dates("created_at", where.created_at),
+        *_dates("updated_at", where.updated_at),
+        *([agent_condition(where.agent, "agent__")] if where.agent else []),
+        *_tags(where.tags),
+    ]
+    if where.archived is not None and where.archived.eq is not None:
+        parts.append(Q(archived_at__isnull=not where.archived.eq))
+    return _all(parts)
+
+
+def _all(parts: Iterable[Q]) -> Q:
+    return Q(*parts, join_type=Q.AND)
+
+
+NOTHING = Q(pk__in=[])
+
+
+def _any_of(filters: list[JobFilter] | None) -> list[Q]:
+    if filters is None:
+        return []
+    return [Q(*[_job(each) for each in filters], join_type=Q.OR) if filters else NOTHING]
+
+
+def agent_condition(where: AgentFilter | None, prefix: str = "") -> Q:
+    if where is None:
+        return Q()
+    parts = [
+        *_members(f"{prefix}id", where.id),
+        *_text(f"{prefix}name", where.name),
+        *_members(f"{prefix}availability", where.availability),
+    ]
+    if where.is_null is not None and prefix:
+        parts.append(Q(agent_id__isnull=where.is_null))
+    return _all(parts)
+
+
+def _members(column: str, where: Command | None) -> list[Q]:
+    """Equality, membership and lower bounds of any comparator that has them."""
+    if where is None:
+        return []
+    given: dict[str, Any] = {name: getattr(where, name, None) for name in ("eq", "in_", "nin", "gte")}
+    made = {
+        "eq": lambda value: Q(**{column: value}),
+        "in_": lambda value: Q(**{f"{column}__in": value}),
+        "nin": lambda value: ~Q(**{f"{column}__in": value}),
+        "gte": lambda value: Q(**{f"{column}__gte": value}),
+    }
+    return [made[name](value) for name, value in given.items() if value is not None]
+
+
+def _text(column: str, where: StringComparator | None) -> list[Q]:
+    if where is None:
+        return []
+    i = "i" if where.ignore_case else ""
+    parts: list[Q] = []
+    if where.eq is not None:
+        parts.append(Q(**{f"{column}__iexact" if i else column: where.eq}))
+    if where.in_ is not None:
+        exact = f"{column}__iexact" if i else column
+        parts.append(Q(*[Q(**{exact: one}) for one in where.in_], join_type=Q.OR))
+    if where.contains is not None:
+        parts.append(Q(**{f"{column}__{i}contains": where.contains}))
+    if where.starts_with is not None:
+        parts.append(Q(**{f"{column}__{i}startswith": where.starts_with}))
+    return parts
+
+
+def _dates(column: str, where: DateComparator | None) -> list[Q]:
+    if where is None:
+        return []
+    return [
+        Q(**{f"{column}__{name}": instant(text)})
+        for name, text in where.model_dump(exclude_none=True).items()
+    ]
+
+
+def _tagged(*tags: str) -> Q:
+    rows = JobTag.filter(tag__in=tags) if tags else JobTag.all()
+    return Q(id__in=Subquery(rows.values("job_id")))
+
+
+def _tags(where: StringListComparator | None) -> list[Q]:
+    if where is None:
+        return []
+    parts: list[Q] = []
+    if where.any is not None:
+        parts.append(_tagged(*where.any) if where.any else NOTHING)
+    parts += [_tagged(tag) for tag in where.all or ()]
+    if where.none:
+        parts.append(~_tagged(*where.none))
+    if where.is_empty is not None:
+        parts.append(~_tagged() if where.is_empty else _tagged())
+    return parts

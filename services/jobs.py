@@ -1,0 +1,230 @@
+"""Making, reading and editing jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AfterValidator, Field
+
+from models import (
+    CriteriaSet,
+    CriterionKind,
+    Job,
+    JobLog,
+    JobLogType,
+    JobPriority,
+    JobStatus,
+    JobTag,
+    StatusReason,
+    jsontext,
+)
+from models.base import uuid7
+from services import agents, criteria, idempotency, lifecycle, log
+from services.actors import Viewer
+from services.criteria import Checklist, CriteriaDraft
+from services.errors import Forbidden, NotFound
+from services.lifecycle import Event
+from services.runtime import Runtime
+from services.transactions import atomic
+from services.values import (
+    AgentId,
+    Command,
+    JobId,
+    Json,
+    Key,
+    LongText,
+    Name,
+    Reason,
+    Text,
+    Version,
+    public_id,
+)
+
+Tag = Annotated[Text, Field(min_length=1, max_length=100)]
+
+
+def _distinct(tags: list[str]) -> list[str]:
+    return list(dict.fromkeys(tags))
+
+
+Tags = Annotated[list[Tag], Field(max_length=50), AfterValidator(_distinct)]
+
+
+class Assign(Command):
+    """Who shall do it."""
+
+    agent_id: AgentId | None
+
+
+class CreateJob(Command):
+    """A job to be made."""
+
+    name: Name = Field(description="Shown in lists.")
+    description: LongText = Field(default="", description="What is to be done.")
+    acceptance_criteria: CriteriaDraft = Field(description="What the judge checks against.")
+    input: Json | None = Field(default=None, description="The body that the agent is sent.")
+    assign: Assign | None = Field(default=None, description="Absent: it waits as PENDING.")
+    priority: JobPriority = JobPriority.NORMAL
+    tags: Tags = Field(default=[], description="For filters; at most 50.")
+    idempotency_key: Key | None = Field(
+        default=None,
+        description="Repeating the request with the same key within 24 hours gets its answer.",
+    )
+
+
+class UpdateJob(Command):
+    """What is to change; absent fields stay as they are."""
+
+    id: JobId
+    expected_version: Version | None = None
+    name: Name | None = None
+    description: LongText | None = None
+    acceptance_criteria: CriteriaDraft | None = Field(
+        default=None, description="A new version of the whole criteria."
+    )
+    input: Json | None = None
+    priority: JobPriority | None = None
+    tags: Tags | None = None
+
+
+async def create(rt: Runtime, viewer: Viewer, command: CreateJob) -> Job:
+    """Raises `NotFound`, `AgentUnavailable`, `SchemaMismatch`, `IdempotencyConflict`."""
+    job_id = uuid7()
+    do = partial(_create, rt, viewer, command, job_id)
+    return await idempotency.once(rt, viewer, command.idempotency_key, command, job_id, do)
+
+
+@atomic
+async def _create(rt: Runtime, viewer: Viewer, command: CreateJob, job_id: UUID) -> Job:
+    input_json = jsontext.dumps(command.input)
+    agent_id = command.assign.agent_id if command.assign else None
+    if agent_id is not None:
+        agents.check_input(await agents.active(agent_id), input_json)
+    checklist = criteria.checklist(command.acceptance_criteria)
+    job = await Job.create(
+        id=job_id,
+        name=command.name,
+        description=command.description,
+        input_json=input_json,
+        acceptance_criteria=checklist.text,
+        agent_id=agent_id,
+        status=JobStatus.ASSIGNED if agent_id else JobStatus.PENDING,
+        status_reason=StatusReason.CREATED,
+        status_message=_missing_judge(rt, checklist),
+        status_changed_at=datetime.now(UTC),
+        priority=command.priority,
+        created_by_kind=viewer.kind,
+        created_by_id=viewer.id,
+        created_by_name=viewer.name,
+    )
+    await _write_criteria(job, checklist)
+    await _write_tags(job, command.tags)
+    lifecycle.log_status(job, "CREATE", None, viewer, job.status_message)
+    return job
+
+
+def _missing_judge(rt: Runtime, checklist: Checklist) -> str | None:
+    """What is missing for a job that only a language model can judge."""
+    judged = [item.key for item in checklist.items if item.kind is CriterionKind.LLM]
+    if rt.judge is not None or not judged:
+        return None
+    return (
+        f"No LLM judge is configured, and {', '.join(judged)} need one: set OPENAI_API_KEY "
+        "(and OPENAI_BASE_URL for another provider) and restart, or use deterministic criteria. "
+        "Until then an execution waits in AWAITING_REVIEW for reviewAttempt."
+    )
+
+
+async def _write_criteria(job: Job, checklist: Checklist) -> None:
+    await CriteriaSet.create(
+        job_id=job.id,
+        version=job.criteria_version,
+        text=checklist.text,
+        items_json=jsontext.dumps([item.model_dump(mode="json") for item in checklist.items]),
+        pass_threshold=checklist.pass_threshold,
+    )
+
+
+async def _write_tags(job: Job, tags: Sequence[str]) -> None:
+    if tags:
+        await JobTag.bulk_create([JobTag(job_id=job.id, tag=tag) for tag in tags])
+
+
+@atomic
+async def update(rt: Runtime, viewer: Viewer, command: UpdateJob) -> Job:
+    """Raises `NotFound`, `Forbidden`, `IllegalTransition`, `VersionConflict`, `SchemaMismatch`."""
+    job = await get(viewer, command.id)
+    given = command.model_fields_set - {"id", "expected_version"}
+    changes: dict[str, Any] = command.model_dump(
+        include={"name", "description", "priority"}, exclude_none=True
+    )
+    if "input" in given:
+        changes["input_json"] = jsontext.dumps(command.input)
+        if job.agent_id:
+            agents.check_input(await agents.get(job.agent_id), changes["input_json"])
+    checklist = None
+    if command.acceptance_criteria is not None:
+        checklist = criteria.checklist(command.acceptance_criteria)
+        changes |= {
+            "acceptance_criteria": checklist.text,
+            "criteria_version": job.criteria_version + 1,
+        }
+    await lifecycle.move(
+        rt,
+        job,
+        Event.UPDATE,
+        viewer,
+        expected_version=command.expected_version,
+        message=f"Changed {', '.join(sorted(given)) or 'nothing'}.",
+        **changes,
+    )
+    if checklist is not None:
+        await _write_criteria(job, checklist)
+    if command.tags is not None:
+        await JobTag.filter(job_id=job.id).delete()
+        await _write_tags(job, command.tags)
+    return job
+
+
+@atomic
+async def add_note(rt: Runtime, viewer: Viewer, job_id: UUID, message: Reason) -> JobLog:
+    """A remark in the log; raises `NotFound` or `Forbidden`."""
+    job = await get(viewer, job_id)
+    if not (viewer.owns(job) or viewer.is_admin):
+        raise Forbidden("Only the owner or an admin may add notes to this job.")
+    await Job.filter(id=job.id).update(updated_at=datetime.now(UTC))
+    entry = log.entry(job, JobLogType.NOTE, viewer, message=message)
+    await entry.save()
+    return entry
+
+
+async def get(viewer: Viewer, job_id: UUID) -> Job:
+    """Raises `NotFound` for a missing job, and for one that the viewer must not see."""
+    job = await Job.get_or_none(id=job_id)
+    if job is None or not viewer.sees(job):
+        raise NotFound(public_id("job", job_id))
+    return job
+
+
+async def get_many(viewer: Viewer, job_ids: Sequence[UUID]) -> list[Job | None]:
+    """The jobs in the order asked for, `None` where there is none to see."""
+    found = {job.id: job async for job in Job.filter(id__in=job_ids) if viewer.sees(job)}
+    return [found.get(job_id) for job_id in job_ids]
+
+
+async def tags_of(job_ids: Sequence[UUID]) -> list[list[str]]:
+    found: dict[UUID, list[str]] = {job_id: [] for job_id in job_ids}
+    async for row in JobTag.filter(job_id__in=job_ids).order_by("id"):
+        found[row.job_id].append(row.tag)
+    return [found[job_id] for job_id in job_ids]
+
+
+async def criteria_of(keys: Sequence[tuple[UUID, int]]) -> list[CriteriaSet]:
+    """The criteria sets of (job, version) pairs."""
+    rows = CriteriaSet.filter(job_id__in={job_id for job_id, _ in keys})
+    found = {(row.job_id, row.version): row async for row in rows}
+    return [found[key] for key in keys]

@@ -1,0 +1,57 @@
+"""API keys: who may come in."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import UTC, datetime
+
+from models import ActorKind, ApiKey, Role
+from services.actors import RESERVED_NAMES, Viewer
+from services.errors import InvalidInput, Unauthenticated
+
+PREFIX = "signoff_"
+
+
+async def create(name: str, role: Role) -> tuple[ApiKey, str]:
+    """A new key and its text, which is told here and never again.
+
+    Keys of one name belong to one user: make a second, then revoke the first.
+    """
+    if not name.strip() or len(name) > 200 or "\x00" in name:  # noqa: PLR2004
+        raise InvalidInput.at("name", message="must have 1 to 200 characters")
+    if name.lower() in RESERVED_NAMES:
+        raise InvalidInput.at("name", message=f"“{name}” is reserved; choose another")
+    text = PREFIX + secrets.token_urlsafe(32)
+    key = await ApiKey.create(
+        name=name, role=role, prefix=text[: len(PREFIX) + 6], key_hash=_hash(text)
+    )
+    return key, text
+
+
+async def newest() -> list[ApiKey]:
+    return await ApiKey.all().order_by("-created_at", "-id")
+
+
+async def revoke(prefix: str) -> list[ApiKey]:
+    """Revoke the key that starts so; returns what was revoked."""
+    found = await ApiKey.filter(prefix=prefix, revoked_at=None)
+    await ApiKey.filter(prefix=prefix, revoked_at=None).update(revoked_at=datetime.now(UTC))
+    return found
+
+
+async def any_made() -> bool:
+    return await ApiKey.exists()
+
+
+async def viewer_of(text: str) -> Viewer:
+    """The user of a key; raises `Unauthenticated` for an unknown or revoked one."""
+    key = await ApiKey.get_or_none(key_hash=_hash(text), revoked_at=None)
+    if key is None:
+        raise Unauthenticated("The API key is unknown or revoked.")
+    return Viewer(ActorKind.API_KEY, key.name, key.name, key.role)
+
+
+def _hash(text: str) -> str:
+    """Plain SHA-256: a key has 256 random bits, there is nothing to guess."""
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()

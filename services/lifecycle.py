@@ -1,0 +1,363 @@
+"""The only place a job's status changes.
+
+Every move is one transaction: the row is swapped only if it still has the
+status and version that we read, the attempt it ends is closed, and the log
+entry is written beside it. The version is the fence: whoever holds an older
+one — a second click, a worker that was thought dead — changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from tortoise.expressions import F
+
+from models import (
+    Agent,
+    AgentAvailability,
+    Attempt,
+    AttemptState,
+    Job,
+    JobLogType,
+    JobPhase,
+    JobStatus,
+    StatusReason,
+)
+from services import log
+from services.actors import Actor, Viewer
+from services.errors import (
+    AgentUnavailable,
+    Forbidden,
+    IllegalTransition,
+    NotFound,
+    SignoffError,
+    VersionConflict,
+)
+from services.runtime import Runtime
+from services.transactions import atomic
+from services.values import public_id
+
+
+class Event(StrEnum):
+    UPDATE = "UPDATE"
+    ASSIGN = "ASSIGN"
+    UNASSIGN = "UNASSIGN"
+    REASSIGN = "REASSIGN"
+    INTERRUPT = "INTERRUPT"
+    EXECUTE = "EXECUTE"
+    ADVANCE = "ADVANCE"
+    PASS = "PASS"  # noqa: S105
+    FAIL = "FAIL"
+    GIVE_BACK = "GIVE_BACK"
+    LOSE = "LOSE"
+    APPROVE = "APPROVE"
+    REJECT = "REJECT"
+    RESUBMIT = "RESUBMIT"
+    FORCE_COMPLETE = "FORCE_COMPLETE"
+    CANCEL = "CANCEL"
+    REOPEN = "REOPEN"
+    ARCHIVE = "ARCHIVE"
+    UNARCHIVE = "UNARCHIVE"
+
+
+class Party(StrEnum):
+    OWNER = "the owner"
+    ADMIN = "an admin"
+    SYSTEM = "the system"
+
+
+class JobAction(StrEnum):
+    """What a caller can ask for."""
+
+    UPDATE = "UPDATE"
+    ASSIGN = "ASSIGN"
+    UNASSIGN = "UNASSIGN"
+    REASSIGN = "REASSIGN"
+    EXECUTE = "EXECUTE"
+    CANCEL = "CANCEL"
+    RESUBMIT = "RESUBMIT"
+    FORCE_COMPLETE = "FORCE_COMPLETE"
+    REVIEW = "REVIEW"
+    REOPEN = "REOPEN"
+    ARCHIVE = "ARCHIVE"
+    UNARCHIVE = "UNARCHIVE"
+
+
+PENDING, ASSIGNED = JobStatus.PENDING, JobStatus.ASSIGNED
+IN_EXECUTION, RESUB = JobStatus.IN_EXECUTION, JobStatus.RESUBMISSION_REQUIRED
+COMPLETED, CANCELLED = JobStatus.COMPLETED, JobStatus.CANCELLED
+
+OWNER_OR_ADMIN = frozenset({Party.OWNER, Party.ADMIN})
+ANYBODY = OWNER_OR_ADMIN | {Party.SYSTEM}
+ADMIN = frozenset({Party.ADMIN})
+SYSTEM = frozenset({Party.SYSTEM})
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One event: from where, to where, by whom.
+
+    `ends` is what becomes of the attempt when the job leaves IN_EXECUTION; `logged_as`
+    None leaves the entry to the caller, who has more to tell.
+    """
+
+    sources: frozenset[JobStatus]
+    target: JobStatus | Callable[[Job], JobStatus]
+    by: frozenset[Party]
+    action: JobAction | None = None
+    ends: AttemptState = AttemptState.CANCELLED
+    logged_as: JobLogType | None = JobLogType.STATUS_CHANGE
+
+    def target_of(self, job: Job) -> JobStatus:
+        return self.target if isinstance(self.target, JobStatus) else self.target(job)
+
+
+def stays(job: Job) -> JobStatus:
+    return job.status
+
+
+def waits(job: Job) -> JobStatus:
+    return ASSIGNED if job.agent_id else PENDING
+
+
+def _from(*sources: JobStatus) -> frozenset[JobStatus]:
+    return frozenset(sources)
+
+
+RULES: Mapping[Event, Rule] = {
+    Event.UPDATE: Rule(
+        _from(PENDING, ASSIGNED, RESUB), stays, OWNER_OR_ADMIN, JobAction.UPDATE,
+        logged_as=JobLogType.CONFIG_CHANGE,
+    ),
+    Event.ASSIGN: Rule(_from(PENDING), ASSIGNED, ANYBODY, JobAction.ASSIGN),
+    Event.UNASSIGN: Rule(_from(ASSIGNED, RESUB), PENDING, OWNER_OR_ADMIN, JobAction.UNASSIGN),
+    Event.REASSIGN: Rule(_from(ASSIGNED, RESUB), ASSIGNED, ANYBODY, JobAction.REASSIGN),
+    Event.INTERRUPT: Rule(_from(IN_EXECUTION), ASSIGNED, ADMIN, JobAction.REASSIGN),
+    Event.EXECUTE: Rule(_from(ASSIGNED, RESUB), IN_EXECUTION, ANYBODY, JobAction.EXECUTE),
+    Event.ADVANCE: Rule(_from(IN_EXECUTION), stays, SYSTEM, logged_as=None),
+    Event.PASS: Rule(_from(IN_EXECUTION), COMPLETED, SYSTEM, ends=AttemptState.SUCCEEDED),
+    Event.FAIL: Rule(_from(IN_EXECUTION), RESUB, SYSTEM, ends=AttemptState.FAILED),
+    Event.GIVE_BACK: Rule(_from(IN_EXECUTION), ASSIGNED, SYSTEM, ends=AttemptState.FAILED),
+    Event.LOSE: Rule(_from(IN_EXECUTION), RESUB, SYSTEM, ends=AttemptState.LOST),
+    Event.APPROVE: Rule(
+        _from(IN_EXECUTION), COMPLETED, ADMIN, JobAction.REVIEW, ends=AttemptState.SUCCEEDED
+    ),
+    Event.REJECT: Rule(
+        _from(IN_EXECUTION), RESUB, ADMIN, JobAction.REVIEW, ends=AttemptState.FAILED
+    ),
+    Event.RESUBMIT: Rule(_from(IN_EXECUTION, COMPLETED), RESUB, ADMIN, JobAction.RESUBMIT),
+    Event.FORCE_COMPLETE: Rule(
+        _from(PENDING, ASSIGNED, IN_EXECUTION, RESUB), COMPLETED, ADMIN, JobAction.FORCE_COMPLETE
+    ),
+    Event.CANCEL: Rule(
+        _from(PENDING, ASSIGNED, IN_EXECUTION, RESUB), CANCELLED, OWNER_OR_ADMIN, JobAction.CANCEL
+    ),
+    Event.REOPEN: Rule(
+        _from(CANCELLED), waits, OWNER_OR_ADMIN, JobAction.REOPEN
+    ),
+    Event.ARCHIVE: Rule(
+        _from(COMPLETED, CANCELLED), stays, ANYBODY, JobAction.ARCHIVE,
+        logged_as=JobLogType.CONFIG_CHANGE,
+    ),
+    Event.UNARCHIVE: Rule(
+        _from(COMPLETED, CANCELLED), stays, ANYBODY, JobAction.UNARCHIVE,
+        logged_as=JobLogType.CONFIG_CHANGE,
+    ),
+}
+
+
+Refusal = str | SignoffError
+"""Why not: a sentence, or the typed failure that says it better."""
+
+
+def _needs_agent(job: Job, agent: Agent | None) -> Refusal | None:
+    if agent is None:
+        return "No agent is assigned."
+    return None if agent.availability is AgentAvailability.ACTIVE else AgentUnavailable(agent)
+
+
+def _awaits_review(job: Job, agent: Agent | None) -> Refusal | None:
+    return None if job.phase is JobPhase.AWAITING_REVIEW else "It does not wait for a review."
+
+
+def _not_archived(job: Job, agent: Agent | None) -> Refusal | None:
+    return None if job.archived_at is None else "It is archived already."
+
+
+def _archived(job: Job, agent: Agent | None) -> Refusal | None:
+    return "It is not archived." if job.archived_at is None else None
+
+
+GUARDS: Mapping[Event, Callable[[Job, Agent | None], Refusal | None]] = {
+    Event.EXECUTE: _needs_agent,
+    Event.APPROVE: _awaits_review,
+    Event.REJECT: _awaits_review,
+    Event.ARCHIVE: _not_archived,
+    Event.UNARCHIVE: _archived,
+}
+
+
+def parties(by: Actor | Viewer, job: Job) -> frozenset[Party]:
+    """What the caller is to this job."""
+    if isinstance(by, Actor):
+        return SYSTEM
+    found = {Party.OWNER} if by.owns(job) else set[Party]()
+    return frozenset(found | ADMIN if by.is_admin else found)
+
+
+def refusal(job: Job, event: Event, agent: Agent | None) -> Refusal | None:
+    """Why the job's state does not allow `event`; None if it does."""
+    rule = RULES[event]
+    if job.status not in rule.sources:
+        return f"A job that is {job.status} does not allow {rule.action or event}."
+    guard = GUARDS.get(event)
+    return guard(job, agent) if guard else None
+
+
+def may(job: Job, event: Event, by: Actor | Viewer) -> str | None:
+    """Why the caller must not; None if they may."""
+    rule = RULES[event]
+    if parties(by, job) & rule.by:
+        return None
+    return f"Only {' or '.join(sorted(rule.by))} may {rule.action or event} this job."
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    action: JobAction
+    allowed: bool
+    reason: str | None
+
+
+def availability(job: Job, by: Viewer, agent: Agent | None) -> list[Availability]:
+    """Every action, whether the caller may take it now, and if not, why."""
+    return [_available(job, action, by, agent) for action in JobAction]
+
+
+def _available(job: Job, action: JobAction, by: Viewer, agent: Agent | None) -> Availability:
+    reasons = [
+        may(job, event, by) or refusal(job, event, agent)
+        for event, rule in RULES.items()
+        if rule.action is action
+    ]
+    allowed = None in reasons
+    return Availability(action, allowed, None if allowed else str(reasons[0]))
+
+
+def demand(
+    job: Job,
+    event: Event,
+    by: Actor | Viewer,
+    *,
+    agent: Agent | None = None,
+    expected_version: int | None = None,
+) -> None:
+    """Raise `Forbidden`, `VersionConflict`, `IllegalTransition` or the guard's failure."""
+    forbidden = may(job, event, by)
+    if forbidden:
+        raise Forbidden(forbidden)
+    if expected_version is not None and expected_version != job.version:
+        raise VersionConflict(expected_version, job)
+    why = refusal(job, event, agent)
+    if why:
+        raise why if isinstance(why, SignoffError) else _illegal(job, event, by, agent, why)
+
+
+def _illegal(
+    job: Job, event: Event, by: Actor | Viewer, agent: Agent | None, why: str
+) -> IllegalTransition:
+    action = RULES[event].action or JobAction.EXECUTE
+    open_now = (
+        [a.action for a in availability(job, by, agent) if a.allowed]
+        if isinstance(by, Viewer)
+        else []
+    )
+    return IllegalTransition(job.status, action, why, open_now)
+
+
+@atomic
+async def move(  # noqa: PLR0913
+    rt: Runtime,
+    job: Job,
+    event: Event,
+    by: Actor | Viewer,
+    *,
+    reason: StatusReason | None = None,
+    message: str | None = None,
+    agent: Agent | None = None,
+    expected_version: int | None = None,
+    attempt: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Job:
+    """Move `job`, which is updated in place, and log it.
+
+    `changes` are further columns of the job, `attempt` columns of its current attempt.
+    Raises what `demand` raises, also when somebody else was first.
+    """
+    demand(job, event, by, agent=agent, expected_version=expected_version)
+    rule = RULES[event]
+    source, target = job.status, rule.target_of(job)
+    now = datetime.now(UTC)
+    changes |= {"status": target, "updated_at": now}
+    if rule.logged_as is JobLogType.STATUS_CHANGE:
+        changes |= {
+            "status_reason": reason,
+            "status_message": message,
+            "status_changed_at": now,
+            "phase": changes.get("phase") if target is IN_EXECUTION else None,
+        }
+    swapped = await Job.filter(id=job.id, status=source, version=job.version).update(
+        **changes, version=F("version") + 1
+    )
+    if not swapped:
+        await _refuse_late(job, event, by, agent)
+    ended = source is IN_EXECUTION and target is not IN_EXECUTION
+    if ended or attempt:
+        closing = {"state": rule.ends, "finished_at": now} if ended else {}
+        await Attempt.filter(job_id=job.id, number=job.attempt_count).update(
+            **closing, **(attempt or {})
+        )
+    for name, value in changes.items():
+        setattr(job, name, value)
+    job.version += 1
+    if rule.logged_as:
+        log_status(job, event.value, source, by, message, type=rule.logged_as)
+    return job
+
+
+def log_status(  # noqa: PLR0913
+    job: Job,
+    event: str,
+    source: JobStatus | None,
+    by: Actor | Viewer,
+    message: str | None,
+    *,
+    type: JobLogType = JobLogType.STATUS_CHANGE,
+) -> None:
+    """The entry of a move: enough to rebuild the row's state from the log."""
+    told = {
+        "event": event,
+        "from": source,
+        "to": job.status,
+        "reason": job.status_reason,
+        "version": job.version,
+        "attempt": job.attempt_count,
+        "agentId": public_id("agent", job.agent_id) if job.agent_id else None,
+    }
+    log.append(log.entry(job, type, by, message=message, payload=told))
+
+
+async def _refuse_late(
+    job: Job, event: Event, by: Actor | Viewer, agent: Agent | None
+) -> None:
+    """Somebody was first: say what the job has become."""
+    seen = job.version
+    now = await Job.get_or_none(id=job.id)
+    if now is None:
+        raise NotFound(public_id("job", job.id))
+    demand(now, event, by, agent=agent)
+    raise VersionConflict(seen, now)

@@ -1,0 +1,57 @@
+"""Writing the audit log: append-only, in the transaction of the change it tells of."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from models import Job, JobLog, JobLogType, jsontext
+from services.actors import Actor, Viewer
+from services.transactions import current
+
+MAX_PAYLOAD_BYTES = 65_536
+
+
+def append(entry: JobLog) -> None:
+    """Write `entry` at the end of the running transaction."""
+    current().entries.append(entry)
+
+
+def entry(
+    job: Job,
+    type: JobLogType,
+    by: Actor | Viewer,
+    *,
+    message: str | None = None,
+    payload: Any = None,
+    attempt_id: UUID | None = None,
+) -> JobLog:
+    """One entry, not written yet.
+
+    A payload over 64 KiB of JSON is cut to its beginning and says so.
+    """
+    payload_json, truncated = _bounded(payload)
+    return JobLog(
+        job_id=job.id,
+        type=type,
+        status=job.status,
+        message=message,
+        payload_json=payload_json,
+        payload_truncated=truncated,
+        attempt_id=attempt_id,
+        agent_id=job.agent_id,
+        actor_kind=by.kind,
+        actor_id=by.id,
+        actor_name=by.name,
+    )
+
+
+def _bounded(payload: Any) -> tuple[str | None, bool]:
+    if payload is None:
+        return None, False
+    text = jsontext.dumps(payload)
+    encoded = text.encode()
+    if len(encoded) <= MAX_PAYLOAD_BYTES:
+        return text, False
+    head = encoded[:MAX_PAYLOAD_BYTES].decode(errors="ignore")
+    return jsontext.dumps({"truncated": head, "bytes": len(encoded)}), True

@@ -1,0 +1,169 @@
+"""Lists of jobs, agents and log entries, each cut to what the viewer may see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from tortoise.expressions import Q, Subquery
+from tortoise.functions import Max
+
+from models import Agent, Attempt, CriteriaSet, Job, JobLog, JobLogType, Verdict
+from services.actors import Viewer
+from services.filters import AgentFilter, JobFilter, agent_condition, job_condition
+from services.paging import Page, Sort, Window, fetch
+from services.values import Command
+
+BY_ID = Sort("id", UUID, descending=True)
+NEWEST = (Sort("created_at", datetime, descending=True), BY_ID)
+BY_SEQ = (Sort("seq", int),)
+
+
+class OrderDirection(StrEnum):
+    ASC = "ASC"
+    DESC = "DESC"
+
+
+class JobOrderField(StrEnum):
+    CREATED_AT = "CREATED_AT"
+    UPDATED_AT = "UPDATED_AT"
+    PRIORITY = "PRIORITY"
+
+
+COLUMNS = {
+    JobOrderField.CREATED_AT: ("created_at", datetime),
+    JobOrderField.UPDATED_AT: ("updated_at", datetime),
+    JobOrderField.PRIORITY: ("priority", int),
+}
+
+
+class JobOrder(Command):
+    field: JobOrderField
+    direction: OrderDirection = OrderDirection.DESC
+
+
+def _sorts(order: Sequence[JobOrder]) -> tuple[Sort, ...]:
+    """The columns asked for, each once, and the id to make the order total."""
+    wanted = {each.field: each.direction is OrderDirection.DESC for each in order}
+    chosen = [Sort(*COLUMNS[field], descending=down) for field, down in wanted.items()]
+    return (*chosen, BY_ID) if chosen else NEWEST
+
+
+async def jobs(
+    viewer: Viewer, where: JobFilter | None, order: Sequence[JobOrder], window: Window
+) -> Page[Job]:
+    return await fetch(Job.filter(job_condition(where, viewer)), _sorts(order), window)
+
+
+async def agents(where: AgentFilter | None, window: Window) -> Page[Agent]:
+    return await fetch(Agent.filter(agent_condition(where)), NEWEST, window)
+
+
+async def jobs_of_agent(
+    viewer: Viewer, agent_id: UUID, where: JobFilter | None, window: Window
+) -> Page[Job]:
+    condition = job_condition(where, viewer)
+    return await fetch(Job.filter(condition, agent_id=agent_id), NEWEST, window)
+
+
+async def logs_of_job(
+    job_id: UUID, types: Sequence[JobLogType] | None, window: Window
+) -> Page[JobLog]:
+    """Oldest first."""
+    query = JobLog.filter(job_id=job_id)
+    return await fetch(query.filter(type__in=types) if types else query, BY_SEQ, window)
+
+
+async def logs(
+    viewer: Viewer,
+    where: JobFilter | None,
+    types: Sequence[JobLogType] | None,
+    after: int | None,
+    first: int,
+) -> Page[JobLog]:
+    """Oldest first, over all jobs that the viewer sees and asks for."""
+    query = JobLog.all()
+    if where is not None or not viewer.sees_all:
+        matching = Job.filter(job_condition(where, viewer)).values("id")
+        query = query.filter(job_id__in=Subquery(matching))
+    if types:
+        query = query.filter(type__in=types)
+    past = query if after is None else query.filter(seq__gt=after)
+    page = await fetch(past, BY_SEQ, Window(first=first))
+    return Page(page.rows, page.sorts, page.has_next_page, after is not None, query)
+
+
+async def attempts_of_job(job_id: UUID, window: Window) -> Page[Attempt]:
+    """Oldest first."""
+    return await fetch(Attempt.filter(job_id=job_id), (Sort("number", int),), window)
+
+
+async def attempt_numbers(keys: Sequence[tuple[UUID, int]]) -> list[Attempt | None]:
+    """The attempts of (job, number) pairs."""
+    if not keys:
+        return []
+    wanted = Q(*[Q(job_id=job_id, number=number) for job_id, number in keys], join_type=Q.OR)
+    found = {(row.job_id, row.number): row async for row in Attempt.filter(wanted)}
+    return [found.get(key) for key in keys]
+
+
+async def attempts(ids: Sequence[UUID]) -> list[Attempt | None]:
+    found = {row.id: row async for row in Attempt.filter(id__in=ids)}
+    return [found.get(id) for id in ids]
+
+
+async def verdicts_of_attempts(ids: Sequence[UUID]) -> list[list[Verdict]]:
+    """Oldest first."""
+    found: dict[UUID, list[Verdict]] = {id: [] for id in ids}
+    async for row in Verdict.filter(attempt_id__in=ids).order_by("created_at", "id"):
+        found[row.attempt_id].append(row)
+    return [found[id] for id in ids]
+
+
+async def latest_verdicts(job_ids: Sequence[UUID]) -> list[Verdict | None]:
+    found: dict[UUID, Verdict] = {}
+    async for row in Verdict.filter(job_id__in=job_ids).order_by("created_at", "id"):
+        found[row.job_id] = row
+    return [found.get(job_id) for job_id in job_ids]
+
+
+async def verdict(viewer: Viewer, id: UUID) -> Verdict | None:
+    row = await Verdict.get_or_none(id=id).select_related("job")
+    return row if row and viewer.sees(row.job) else None
+
+
+async def attempt(viewer: Viewer, id: UUID) -> Attempt | None:
+    row = await Attempt.get_or_none(id=id).select_related("job")
+    return row if row and viewer.sees(row.job) else None
+
+
+async def log_entry(viewer: Viewer, seq: int) -> JobLog | None:
+    row = await JobLog.get_or_none(seq=seq).select_related("job")
+    return row if row and viewer.sees(row.job) else None
+
+
+async def criteria_sets(ids: Sequence[UUID]) -> list[CriteriaSet | None]:
+    found = {row.id: row async for row in CriteriaSet.filter(id__in=ids)}
+    return [found.get(id) for id in ids]
+
+
+async def positions(job_ids: Sequence[UUID]) -> list[int]:
+    """The position of each job's newest entry."""
+    rows = (
+        await JobLog.filter(job_id__in=job_ids)
+        .annotate(newest=Max("seq"))
+        .group_by("job_id")
+        .values_list("job_id", "newest")
+    )
+    found = dict(rows)
+    return [found.get(job_id, 0) for job_id in job_ids]
+
+
+async def job_if(viewer: Viewer, job_id: UUID, where: JobFilter | None) -> Job | None:
+    """The job, if the viewer sees it and it is one of those asked for; archived ones too."""
+    if where is None:
+        job = await Job.get_or_none(id=job_id)
+        return job if job and viewer.sees(job) else None
+    return await Job.filter(job_condition(where, viewer), id=job_id).first()

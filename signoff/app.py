@@ -1,0 +1,120 @@
+"""The web application."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import structlog
+from aiohttp import web
+from tortoise import connections
+
+from services.errors import ErrorCode
+from services.runtime import Runtime
+from signoff import graphiql, sample
+from signoff.auth import Gate, is_loopback, same_origin
+from signoff.settings import Settings
+from signoff.transport import View, failure
+from signoff.wiring import runtime
+
+logger = structlog.get_logger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+MAX_BODY_BYTES = 2_097_152
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+RUNTIME: web.AppKey[Runtime] = web.AppKey("runtime", Runtime)
+VIEW: web.AppKey[View] = web.AppKey("view", View)
+
+
+def allows_private_agents(settings: Settings) -> bool:
+    """What is set, else whether this is a trial on one's own machine."""
+    if settings.allow_private_agents is not None:
+        return settings.allow_private_agents
+    return settings.on_sqlite and is_loopback(settings.host)
+
+
+def create_app(settings: Settings) -> web.Application:
+    """The server of one process; its runtime starts and stops with it."""
+
+    async def services(app: web.Application) -> AsyncIterator[None]:
+        allowed = allows_private_agents(settings)
+        async with runtime(settings, allow_private_agents=allowed) as rt:
+            app[RUNTIME] = rt
+            app[VIEW] = View(rt, Gate(local=is_loopback(settings.host)))
+            yield
+
+    app = web.Application(middlewares=[_traced, _guarded], client_max_size=MAX_BODY_BYTES)
+    app.cleanup_ctx.append(services)
+    app.router.add_route("*", "/graphql", _graphql)
+    app.router.add_get("/", _home)
+    app.router.add_get("/healthz", _healthz)
+    app.router.add_post(sample.PATH, sample.endpoint(lambda: app[RUNTIME]))
+    graphiql.add_routes(app)
+    return app
+
+
+async def _graphql(request: web.Request) -> web.StreamResponse:
+    return await request.app[VIEW](request)
+
+
+async def _home(request: web.Request) -> web.StreamResponse:
+    raise web.HTTPFound("/graphiql")
+
+
+async def _healthz(request: web.Request) -> web.Response:
+    """200 while the database answers, else 503."""
+    try:
+        async with asyncio.timeout(5):
+            await connections.get("default").execute_query("SELECT 1")
+    except Exception:
+        logger.exception("the database does not answer")
+        return web.json_response({"status": "database unreachable"}, status=503)
+    return web.json_response({"status": "ok"})
+
+
+@web.middleware
+async def _traced(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request an id, and log how it went: never its query string, which has variables."""
+    given = request.headers.get("X-Request-Id", "")
+    request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    began = time.perf_counter()
+    response = await _answered(request, handler)
+    if not response.prepared:
+        response.headers["X-Request-Id"] = request_id
+    logger.debug(
+        "request",
+        method=request.method,
+        path=request.path,
+        status=response.status,
+        ms=round((time.perf_counter() - began) * 1000, 1),
+    )
+    return response
+
+
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPRedirection:
+        raise
+    except web.HTTPException as error:
+        return failure(error.status, error.reason, f"HTTP_{error.status}")
+    except Exception as error:
+        error_id = secrets.token_hex(8)
+        logger.exception("unexpected error", error_id=error_id, exc_info=error)
+        message = f"Something went wrong on our side; the server's log has it as {error_id}."
+        return failure(500, message, "INTERNAL")
+
+
+@web.middleware
+async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A page of another site must not use this server through its visitor's browser."""
+    if request.path == "/graphql" and not same_origin(request.headers):
+        return failure(403, "Requests of other sites' pages are refused.", ErrorCode.FORBIDDEN)
+    return await handler(request)

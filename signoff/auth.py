@@ -1,0 +1,65 @@
+"""Who calls: an API key, or on a loopback address without any key made yet, the local admin."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from services import keys
+from services.actors import LOCAL_ADMIN, Viewer
+from services.errors import Unauthenticated
+
+BEARER = "bearer "
+
+
+class Gate:
+    """Lets callers in.
+
+    `local` is whether the server listens on a loopback address only. As long as no key
+    was made there, whoever is on this machine is the admin.
+    """
+
+    def __init__(self, *, local: bool) -> None:
+        self._local = local
+        self._keys_made = False
+
+    async def viewer(self, authorization: str | None, host: str) -> Viewer:
+        """Raises `Unauthenticated`, which says what is missing."""
+        if authorization is not None:
+            if not authorization.lower().startswith(BEARER):
+                raise Unauthenticated("Send the API key as “Authorization: Bearer signoff_…”.")
+            return await keys.viewer_of(authorization[len(BEARER) :].strip())
+        if not self._keys_made:
+            self._keys_made = await keys.any_made()
+        if self._keys_made:
+            raise Unauthenticated("Send an API key as “Authorization: Bearer signoff_…”.")
+        if self._local and is_loopback(host):
+            return LOCAL_ADMIN
+        raise Unauthenticated(
+            "Without a key this server answers only to localhost; "
+            "make a key with “signoff keys create”."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a Host header or address names this machine itself.
+
+    A page whose own name was made to resolve to 127.0.0.1 still sends its name.
+    """
+    name = urlsplit(f"//{host}").hostname or ""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def same_origin(headers: Mapping[str, str]) -> bool:
+    """Whether a request comes from a page of ours, or from no page at all."""
+    site = headers.get("Sec-Fetch-Site")
+    if site is not None and site not in ("same-origin", "none"):
+        return False
+    origin = headers.get("Origin")
+    return origin is None or urlsplit(origin).netloc == headers.get("Host")

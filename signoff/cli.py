@@ -1,0 +1,251 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import structlog
+from aiohttp import web
+from pydantic import ValidationError
+
+from models import Role
+from services import keys
+from services.errors import SignoffError
+from signoff import database, demo, logs, sample
+from signoff.app import RUNTIME, allows_private_agents, create_app
+from signoff.auth import is_loopback
+from signoff.database import DatabaseUnavailable
+from signoff.settings import Settings, variable
+from signoff.wiring import BadSettings, runtime
+
+logger = structlog.get_logger(__name__)
+
+SDL_FILE = Path("schema.graphql")
+T = TypeVar("T")
+
+
+class Refused(Exception):
+    """The command cannot be done; the message is one line that says what to do."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = _parser().parse_args(arguments)
+    try:
+        given.run(given)
+    except (Refused, BadSettings, DatabaseUnavailable, SignoffError) as error:
+        _exit(str(error))
+    except ValidationError as error:
+        problems = [f"{variable(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
+        _exit("; ".join(problems))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _exit(message: str) -> NoReturn:
+    sys.exit(f"signoff: {' '.join(message.split())}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="signoff",
+        description="A GraphQL server for AI jobs that are done only when they are signed off. "
+        "Settings come from SIGNOFF_… environment variables; the README lists them.",
+    )
+    parser.add_argument("--version", action="version", version=f"signoff {version('signoff')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], help: str) -> Command:
+        added = commands.add_parser(name, help=help, description=help)
+        added.set_defaults(run=run)
+        return added
+
+    serve = command("serve", _serve, "run the server")
+    serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to listen on (default 8080)")
+    command("worker", _worker, "run executions only; any number beside a server, on Postgres")
+    command("migrate", _migrate, "bring the database up to date, as serve does when it starts")
+    made = command("keys", _list_keys, "make, list and revoke API keys")
+    actions = made.add_subparsers(metavar="ACTION")
+    create = actions.add_parser("create", help="make a key and show it once")
+    create.add_argument("--role", required=True, type=str.upper, choices=[r.value for r in Role])
+    create.add_argument("--name", required=True, help="the user; several keys may share it")
+    create.set_defaults(run=_create_key)
+    actions.add_parser("list", help="list all keys").set_defaults(run=_list_keys)
+    revoke = actions.add_parser("revoke", help="revoke a key")
+    revoke.add_argument("prefix", help="how the key begins, as `keys list` shows it")
+    revoke.set_defaults(run=_revoke_key)
+    shown = command("demo", _demo, "drive two jobs through a running server and show each step")
+    shown.add_argument("--url", default="http://127.0.0.1:8080", help="the running server")
+    shown.add_argument("--key", help="an admin's API key, if the server has keys")
+    schema = command("schema", _schema, "print the GraphQL schema")
+    schema.add_argument("--check", action="store_true", help="compare it with schema.graphql")
+    return parser
+
+
+Command = argparse.ArgumentParser
+
+
+def _serve(given: argparse.Namespace) -> None:
+    changes = {name: getattr(given, name) for name in ("host", "port") if getattr(given, name)}
+    settings = Settings(**changes)
+    logs.configure(settings.log_level)
+    asyncio.run(_serving(settings))
+
+
+async def _serving(settings: Settings) -> None:
+    await _refuse_open_door(settings)
+    app = create_app(settings)
+    runner = web.AppRunner(
+        app, access_log=None, shutdown_timeout=3, auto_decompress=False, lingering_time=1
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise Refused(_no_address(settings, error)) from None
+        await _announce(settings, app, site.port)
+        await _stopped()
+        logger.info("stopping")
+    finally:
+        await runner.cleanup()
+
+
+def _no_address(settings: Settings, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {settings.port} of {settings.host} is taken; stop what listens there, "
+            "or choose another with --port (0 for any that is free)"
+        )
+    return f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
+
+
+async def _refuse_open_door(settings: Settings) -> None:
+    """Without any key whoever connects would be the admin: fine on loopback only."""
+    if is_loopback(settings.host):
+        return
+    await database.migrate(settings.database_url)
+    async with database.connected(settings.database_url):
+        if not await keys.any_made():
+            raise Refused(
+                f"will not listen on {settings.host} before there is an API key, since anybody "
+                "could use the server; make one with: signoff keys create --role admin --name you"
+            )
+
+
+async def _announce(settings: Settings, app: web.Application, port: int) -> None:
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    base = f"http://{name}:{port}"
+    agent = None
+    if settings.sample_agent and settings.on_sqlite and is_loopback(settings.host):
+        agent = await sample.register(app[RUNTIME], base)
+    lines = [
+        f"Signoff {version('signoff')} is ready.",
+        f"  GraphQL    {base}/graphql   (HTTP, WebSocket, SSE)",
+        f"  GraphiQL   {base}/graphiql   (docs and ready-made examples)",
+        f"  Health     {base}/healthz",
+    ]
+    if agent is not None:
+        lines.append(f"  Agent      “{agent.name}” at {agent.endpoint_url}")
+    if allows_private_agents(settings):
+        lines.append(
+            "  Agents on private and loopback addresses may be called "
+            "(SIGNOFF_ALLOW_PRIVATE_AGENTS)."
+        )
+    judge = app[RUNTIME].judge
+    lines.append(
+        f"  Judge      {judge.model}"
+        if judge
+        else "  Judge      checks only; set OPENAI_API_KEY for criteria in plain language"
+    )
+    lines.append("  Try        signoff demo   (in another terminal)")
+    print("\n".join(lines), flush=True)
+
+
+async def _stopped() -> None:
+    """Return when the process is asked to end."""
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked.set)
+    await asked.wait()
+
+
+def _worker(given: argparse.Namespace) -> None:
+    settings = Settings()
+    if settings.on_sqlite:
+        raise Refused(
+            "a worker beside the server needs Postgres (SIGNOFF_DATABASE_URL=postgres://…); "
+            "on SQLite `signoff serve` runs the executions itself"
+        )
+    logs.configure(settings.log_level)
+    asyncio.run(_working(settings))
+
+
+async def _working(settings: Settings) -> None:
+    async with runtime(settings, allow_private_agents=bool(settings.allow_private_agents)):
+        print("Signoff worker is ready.", flush=True)
+        await _stopped()
+        logger.info("stopping")
+
+
+def _migrate(given: argparse.Namespace) -> None:
+    settings = Settings()
+    asyncio.run(database.migrate(settings.database_url))
+    print("The database is up to date.")
+
+
+def _create_key(given: argparse.Namespace) -> None:
+    _, text = _with_database(lambda: keys.create(given.name, Role(given.role)))
+    print(text)
+    print("Keep it now: it is not shown again.", file=sys.stderr)
+
+
+def _list_keys(given: argparse.Namespace) -> None:
+    made = _with_database(keys.newest)
+    if not made:
+        print("No keys yet. Make one with: signoff keys create --role admin --name you")
+    for key in made:
+        state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "active"
+        print(f"{key.prefix}…  {key.role:6}  {state:18}  {key.name}")
+
+
+def _revoke_key(given: argparse.Namespace) -> None:
+    revoked = _with_database(lambda: keys.revoke(given.prefix))
+    if not revoked:
+        raise Refused(f"no active key begins with {given.prefix}; see: signoff keys list")
+    print(f"Revoked the key of {revoked[0].name}.")
+
+
+def _with_database(do: Callable[[], Awaitable[T]]) -> T:
+    async def work() -> T:
+        url = Settings().database_url
+        await database.migrate(url)
+        async with database.connected(url):
+            return await do()
+
+    return asyncio.run(work())
+
+
+def _demo(given: argparse.Namespace) -> None:
+    asyncio.run(demo.run(given.url, given.key))
+
+
+def _schema(given: argparse.Namespace) -> None:
+    from schema import sdl  # noqa: PLC0415 - only this command needs it alone
+
+    if not given.check:
+        print(sdl(), end="")
+    elif not SDL_FILE.exists() or SDL_FILE.read_text() != sdl():
+        raise Refused("schema.graphql is not the schema; run: signoff schema > schema.graphql")
+    else:
+        print("schema.graphql is up to date.")

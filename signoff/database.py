@@ -1,0 +1,169 @@
+"""The database: where it is, how it is opened, how it is brought up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import sqlite3
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
+from pgqueuer.adapters.persistence.queries import Queries
+from tortoise import Tortoise, connections
+from tortoise.backends.base.config_generator import expand_db_url
+from tortoise.exceptions import BaseORMException
+from tortoise.migrations.api import migrate as apply_migrations
+from tortoise.models import Model
+
+import models
+
+COMMAND_SECONDS = 30
+"""A black-holed connection would otherwise hold an operation for a minute and more."""
+MIGRATION_LOCK = 7_464_339_111
+
+
+class DatabaseUnavailable(Exception):
+    """The database cannot be used; the message says what to do."""
+
+
+def is_sqlite(url: str) -> bool:
+    return url.startswith("sqlite:")
+
+
+def config(url: str, *, foreign_keys: bool = True) -> dict[str, Any]:
+    """Tortoise's configuration; raises `DatabaseUnavailable` for a URL of no known kind."""
+    return {
+        "connections": {"default": _connection(url, foreign_keys=foreign_keys)},
+        "apps": {
+            "models": {
+                "models": ["models"],
+                "migrations": "models.migrations",
+                "default_connection": "default",
+            }
+        },
+        "use_tz": True,
+        "timezone": "UTC",
+    }
+
+
+def _connection(url: str, *, foreign_keys: bool) -> dict[str, Any]:
+    if is_sqlite(url):
+        return {
+            "engine": "signoff.sqlite",
+            "credentials": {
+                "file_path": url.removeprefix("sqlite://"),
+                "busy_timeout": 5000,
+                "journal_mode": "WAL",
+                "synchronous": "NORMAL",
+                "foreign_keys": "ON" if foreign_keys else "OFF",
+            },
+        }
+    if not url.startswith(("postgres://", "postgresql://")):
+        raise DatabaseUnavailable(
+            "SIGNOFF_DATABASE_URL must begin with sqlite:// or postgres://; "
+            "for example sqlite://signoff.db"
+        )
+    try:
+        expanded = expand_db_url(url)
+    except (BaseORMException, ValueError) as error:
+        raise DatabaseUnavailable(f"SIGNOFF_DATABASE_URL is not a URL: {error}") from None
+    expanded["credentials"] |= {
+        "minsize": 2,
+        "maxsize": 10,
+        "timeout": 10,
+        "command_timeout": COMMAND_SECONDS,
+        "reset": _keep,
+    }
+    return expanded
+
+
+async def _keep(connection: Any) -> None:
+    """Spare the pool its reset, a round trip a query: no session state is ever set here."""
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncGenerator[None]:
+    """Open the database for this task and those it starts."""
+    with _said(url):
+        await Tortoise.init(config=config(url))
+        await connections.get("default").execute_query("SELECT 1")
+    try:
+        yield
+    finally:
+        await Tortoise.close_connections()
+
+
+async def migrate(url: str) -> None:
+    """Bring the database up to date; two processes at once take turns."""
+    with _said(url):
+        if is_sqlite(url):
+            await _migrate_sqlite(url)
+        else:
+            await _migrate_postgres(url)
+
+
+async def _migrate_sqlite(url: str) -> None:
+    """Foreign keys are off meanwhile: a rebuilt table is dropped, and must not take others along.
+
+    A rebuild loses the table's indexes too, so they are made again.
+    """
+    path = Path(url.removeprefix("sqlite://"))
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        try:
+            await apply_migrations(config=config(url, foreign_keys=False))
+            for model in _tables():
+                for statement in index_statements(model):
+                    await connections.get("default").execute_script(statement)
+        finally:
+            await Tortoise.close_connections()
+
+
+async def _migrate_postgres(url: str) -> None:
+    lock = await asyncpg.connect(url, timeout=10)
+    try:
+        await lock.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+        try:
+            await apply_migrations(config=config(url))
+        finally:
+            await Tortoise.close_connections()
+        queue = Queries(AsyncpgDriver(lock))
+        if await queue.schema_is_installed():
+            await queue.upgrade()
+        else:
+            await queue.install()
+    finally:
+        await lock.close()
+
+
+def _tables() -> list[type[Model]]:
+    found = (getattr(models, name) for name in models.__all__)
+    return [each for each in found if isinstance(each, type) and issubclass(each, Model)]
+
+
+def index_statements(model: type[Model]) -> list[str]:
+    """One statement for each named index that a model declares."""
+    meta = model._meta  # noqa: SLF001 - Tortoise's documented place of it
+    return [
+        f'CREATE INDEX IF NOT EXISTS "{index.name}" ON "{meta.db_table}" ({columns})'
+        for index in meta.indexes
+        for columns in (", ".join(f'"{field}"' for field in index.fields),)
+    ]
+
+
+@contextmanager
+def _said(url: str) -> Generator[None]:
+    """Say what is wrong with the database in one line, without the password."""
+    try:
+        yield
+    except (sqlite3.Error, BaseORMException, asyncpg.PostgresError, OSError, TimeoutError) as error:
+        kind = "SQLite file" if is_sqlite(url) else "Postgres server"
+        where = url.removeprefix("sqlite://") if is_sqlite(url) else url.rpartition("@")[2]
+        raise DatabaseUnavailable(
+            f"the {kind} {where} cannot be used: {error or type(error).__name__}; "
+            "check SIGNOFF_DATABASE_URL"
+        ) from error

@@ -1,0 +1,106 @@
+"""Settings: read once, from the environment, and passed on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, SecretStr, StringConstraints
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_DATABASE = "sqlite://signoff.db"
+
+
+class Settings(BaseSettings):
+    """Environment variables `SIGNOFF_…`; the README's table is made of these descriptions."""
+
+    model_config = SettingsConfigDict(env_prefix="SIGNOFF_", extra="ignore", frozen=True)
+
+    database_url: str = Field(
+        default=DEFAULT_DATABASE,
+        description="`sqlite://FILE` (relative to the current folder; `sqlite:////…` is absolute) "
+        "or `postgres://USER:PASSWORD@HOST:PORT/NAME`.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8080, ge=0, le=65_535, description="Port to listen on.")
+    secret_key: SecretStr | None = Field(
+        default=None,
+        description="Fernet key (32 bytes, URL-safe base64) that seals agents' secrets. Without "
+        "it, a file with mode 0600 is made at the first start.",
+    )
+    key_file: Path = Field(
+        default=Path("signoff.key"), description="That file, where no secret key is set."
+    )
+    allow_private_agents: bool | None = Field(
+        default=None,
+        description="Call agents on private and loopback addresses. Default: on for `serve` with "
+        "SQLite on a loopback address, else off.",
+    )
+    agent_tries: int = Field(
+        default=4, ge=1, le=20, description="Requests to an agent within one attempt, at most."
+    )
+    retry_initial_seconds: float = Field(
+        default=0.5, gt=0, le=60, description="Pause before the second try; doubles, with jitter."
+    )
+    retry_max_seconds: float = Field(
+        default=30, gt=0, le=600, description="Longest pause between two tries."
+    )
+    agent_max_response_bytes: int = Field(
+        default=1_048_576, ge=1024, le=104_857_600, description="Largest response that is read."
+    )
+    max_executions: int = Field(
+        default=200, ge=40, le=10_000, description="Executions under way in one process."
+    )
+    lease_seconds: float = Field(
+        default=30,
+        ge=1,
+        le=3600,
+        description="Postgres: after how long without a sign of life a worker's executions are "
+        "taken over.",
+    )
+    shutdown_seconds: float = Field(
+        default=15, ge=0, le=600, description="Time for running executions when asked to stop."
+    )
+    openai_api_key: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("OPENAI_API_KEY", "openai_api_key"),
+        description="Turns the LLM judge on.",
+    )
+    openai_base_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("OPENAI_BASE_URL", "openai_base_url"),
+        description="Any OpenAI-compatible API, such as `http://localhost:11434/v1`.",
+    )
+    judge_model: Annotated[str, StringConstraints(min_length=1)] = Field(
+        default="gpt-5-mini", description="Model of the LLM judge."
+    )
+    judge_timeout_seconds: float = Field(
+        default=120, gt=0, le=3600, description="For one question to the judge, retries included."
+    )
+    sample_agent: bool = Field(
+        default=True,
+        description="Register a sample agent when `serve` finds SQLite on loopback without agents.",
+    )
+    log_level: str = Field(
+        default="INFO",
+        pattern="^(DEBUG|INFO|WARNING|ERROR)$",
+        description="DEBUG, INFO, WARNING or ERROR.",
+    )
+
+    @property
+    def on_sqlite(self) -> bool:
+        return self.database_url.startswith("sqlite:")
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return name.upper() if name.startswith("openai_") else f"SIGNOFF_{name.upper()}"
+
+
+def table() -> str:
+    """The settings as a Markdown table."""
+    lines = ["| variable | default | what it does |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        lines.append(f"| `{variable(name)}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"

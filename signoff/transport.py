@@ -1,0 +1,123 @@
+"""GraphQL over HTTP, WebSocket and SSE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, cast
+
+import orjson
+from aiohttp import web
+from cross_web import AsyncHTTPRequestAdapter, HTTPException
+from strawberry.aiohttp.views import GraphQLView
+from strawberry.exceptions import ConnectionRejectionError
+from strawberry.http import GraphQLRequestData
+from strawberry.subscriptions import GRAPHQL_SSE_PROTOCOL, GRAPHQL_TRANSPORT_WS_PROTOCOL
+from strawberry.types.unset import UNSET, UnsetType
+
+from resolvers.context import Context
+from schema import schema
+from services.actors import NOBODY
+from services.errors import ErrorCode, Unauthenticated
+from services.runtime import Runtime
+from signoff.auth import Gate
+
+MAX_MESSAGE_BYTES = 2_097_152
+HEARTBEAT_SECONDS = 20
+INIT_SECONDS = 10
+"""A WebSocket that has not introduced itself by then is closed with 4408."""
+MAX_OPERATIONS = 100
+"""Operations under way on one WebSocket."""
+
+
+@dataclass(slots=True)
+class SocketContext(Context):
+    """A WebSocket's: the caller may introduce themselves after connecting."""
+
+    authorization: str | None
+    host: str
+    connection_params: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class View(GraphQLView[Context, None]):
+    def __init__(self, rt: Runtime, gate: Gate) -> None:
+        super().__init__(
+            schema=schema,
+            graphql_ide=None,
+            subscription_protocols=(GRAPHQL_TRANSPORT_WS_PROTOCOL, GRAPHQL_SSE_PROTOCOL),
+            connection_init_wait_timeout=timedelta(seconds=INIT_SECONDS),
+            max_subscriptions_per_connection=MAX_OPERATIONS,
+        )
+        self._rt = rt
+        self._gate = gate
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return await self.run(request=request)
+        except HTTPException as error:
+            return failure(error.status_code, error.reason, ErrorCode.VALIDATION)
+        except Unauthenticated as error:
+            response = failure(401, str(error), error.code)
+            response.headers["WWW-Authenticate"] = "Bearer"
+            return response
+
+    async def get_context(
+        self, request: web.Request, response: web.Response | web.WebSocketResponse
+    ) -> Context:
+        authorization = request.headers.get("Authorization")
+        if isinstance(response, web.WebSocketResponse):
+            return SocketContext(self._rt, NOBODY, authorization, request.host)
+        return Context(self._rt, await self._gate.viewer(authorization, request.host))
+
+    async def on_ws_connect(self, context: Context) -> UnsetType | dict[str, object] | None:
+        """A key comes in the payload of `connection_init`, or in the handshake's header."""
+        socket = cast("SocketContext", context)
+        params = {name.lower(): value for name, value in socket.connection_params.items()}
+        given = params.get("authorization", socket.authorization)
+        try:
+            viewer = await self._gate.viewer(None if given is None else str(given), socket.host)
+        except Unauthenticated as error:
+            raise ConnectionRejectionError from error
+        context.enter(viewer)
+        return UNSET
+
+    async def create_websocket_response(
+        self, request: web.Request, subprotocol: str | None
+    ) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(
+            protocols=[subprotocol] if subprotocol else [],
+            heartbeat=HEARTBEAT_SECONDS,
+            max_msg_size=MAX_MESSAGE_BYTES,
+            compress=False,
+        )
+        await socket.prepare(request)
+        return socket
+
+    async def parse_http_body(
+        self, request: AsyncHTTPRequestAdapter
+    ) -> GraphQLRequestData | list[GraphQLRequestData]:
+        """JSON only, and said so: a form's content type would pass a browser's preflight."""
+        media_type = (request.content_type or "").partition(";")[0].strip().lower()
+        if request.method == "POST" and media_type != "application/json":
+            raise HTTPException(415, "POST a body of content type application/json.")
+        return await super().parse_http_body(request)
+
+    def parse_json(self, data: str | bytes) -> Any:
+        content = super().parse_json(data)
+        if not isinstance(content, dict):
+            raise HTTPException(400, "The body must be a JSON object with a `query`.")
+        return content
+
+    def decode_json(self, data: str | bytes) -> object:
+        return orjson.loads(data)
+
+    def encode_json(self, data: object) -> str:
+        return orjson.dumps(data).decode()
+
+
+def failure(status: int, message: str, code: str) -> web.Response:
+    """An error before any operation, in the shape of GraphQL's own."""
+    body = {"errors": [{"message": message, "extensions": {"code": code}}]}
+    return web.Response(
+        status=status, body=orjson.dumps(body), content_type="application/json"
+    )

@@ -1,0 +1,141 @@
+"""From settings to a running `Runtime`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import structlog
+
+from services import execution, idempotency, transactions
+from services.agent_http import AgentClient
+from services.engine import Engine
+from services.events import Events
+from services.events.horizon import Gapless, InOrder
+from services.judges.openai import OpenAIJudge
+from services.runtime import Options, Runtime
+from services.secrets import Vault
+from signoff import database
+from signoff.settings import Settings
+
+logger = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.5
+"""How late another process's log entries are seen."""
+FORGET_SECONDS = 3600
+
+
+class BadSettings(Exception):
+    """A setting that cannot be; the message says which and what to do."""
+
+
+@asynccontextmanager
+async def runtime(
+    settings: Settings, *, allow_private_agents: bool, work: bool = True
+) -> AsyncGenerator[Runtime]:
+    """Everything started, on a migrated database; stopped again in reverse order.
+
+    `work` False runs no executions here.
+    """
+    await database.migrate(settings.database_url)
+    async with AsyncExitStack() as stack:
+        vault = Vault(secret_key(settings))
+        await stack.enter_async_context(database.connected(settings.database_url))
+        rt = Runtime(
+            agents=await stack.enter_async_context(
+                AgentClient(
+                    allow_private=allow_private_agents,
+                    max_response_bytes=settings.agent_max_response_bytes,
+                )
+            ),
+            engine=Engine(
+                None if settings.on_sqlite else settings.database_url,
+                lease_seconds=settings.lease_seconds,
+                max_tasks=settings.max_executions,
+            ),
+            events=_events(settings),
+            judge=_judge(settings),
+            vault=vault,
+            options=Options(
+                allow_private_agents=allow_private_agents,
+                agent_tries=settings.agent_tries,
+                retry_initial_seconds=settings.retry_initial_seconds,
+                retry_max_seconds=settings.retry_max_seconds,
+            ),
+        )
+        if rt.judge is not None:
+            stack.push_async_callback(rt.judge.close)
+        stack.push_async_callback(transactions.drain, rt)
+        await rt.events.start()
+        stack.push_async_callback(rt.events.stop)
+        if work:
+            await rt.engine.start(partial(execution.run, rt), partial(execution.give_up, rt))
+            stack.push_async_callback(rt.engine.stop, settings.shutdown_seconds)
+        sweeper = asyncio.create_task(_sweep())
+        stack.callback(sweeper.cancel)
+        yield rt
+
+
+def _events(settings: Settings) -> Events:
+    if settings.on_sqlite:
+        return Events(InOrder(), None)
+    return Events(Gapless(), POLL_SECONDS)
+
+
+def _judge(settings: Settings) -> OpenAIJudge | None:
+    if settings.openai_api_key is None:
+        return None
+    return OpenAIJudge(
+        api_key=settings.openai_api_key.get_secret_value(),
+        base_url=settings.openai_base_url,
+        model=settings.judge_model,
+        timeout_seconds=settings.judge_timeout_seconds,
+    )
+
+
+async def _sweep() -> None:
+    """Forget answered mutations that are too old to be repeated."""
+    while True:
+        try:
+            await idempotency.forget()
+        except Exception:
+            logger.exception("forgetting old idempotency keys failed; trying again later")
+        await asyncio.sleep(FORGET_SECONDS)
+
+
+def secret_key(settings: Settings) -> str:
+    """The key that seals secrets: the setting, or the key file, made with mode 0600 if need be."""
+    if settings.secret_key is not None:
+        key = settings.secret_key.get_secret_value()
+        source = "SIGNOFF_SECRET_KEY"
+    else:
+        key = _key_file(settings)
+        source = str(settings.key_file)
+    try:
+        Vault(key)
+    except ValueError:
+        raise BadSettings(
+            f"{source} is not a Fernet key (32 bytes in URL-safe base64); make one with: "
+            'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
+        ) from None
+    return key
+
+
+def _key_file(settings: Settings) -> str:
+    file = settings.key_file
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return file.read_text().strip()
+    except OSError as error:
+        raise BadSettings(
+            f"the key file {file} cannot be made ({error.strerror}); "
+            "set SIGNOFF_KEY_FILE or SIGNOFF_SECRET_KEY"
+        ) from None
+    key = Vault.new_key()
+    with os.fdopen(descriptor, "w") as out:
+        out.write(key + "\n")
+    return key

