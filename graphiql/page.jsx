@@ -1,3 +1,4 @@
+import { useGraphiQLActions } from "@graphiql/react";
 import { createGraphiQLFetcher } from "@graphiql/toolkit";
 import { GraphiQL } from "graphiql";
 import "graphiql/setup-workers/signoff";
@@ -16,13 +17,33 @@ const send = createGraphiQLFetcher({
 });
 
 let authorization = {};
+let introspect;
+let introspected = true;
 
 /** A tab without an Authorization header uses the last one that was sent; never stored. */
-function fetcher(params, options = {}) {
-  const headers = { ...authorization, ...options.headers };
-  const name = Object.keys(headers).findLast((key) => key.toLowerCase() === "authorization");
-  authorization = name ? { [name]: headers[name] } : {};
-  return send(params, { ...options, headers });
+function authorized(headers) {
+  const merged = { ...authorization, ...headers };
+  const name = Object.keys(merged).findLast((key) => key.toLowerCase() === "authorization");
+  authorization = name ? { [name]: merged[name] } : {};
+  return merged;
+}
+
+/** Where the schema was refused for want of a key, asks for it again with the first one typed. */
+async function fetcher(params, options = {}) {
+  const request = { ...options, headers: authorized(options.headers) };
+  const answer = await send(params, request);
+  if (params.operationName === "IntrospectionQuery") {
+    introspected = Boolean(answer.data);
+  } else if (!introspected && Object.keys(authorization).length > 0) {
+    introspected = true;
+    introspect();
+  }
+  return answer;
+}
+
+function Logo() {
+  ({ introspect } = useGraphiQLActions());
+  return "Signoff";
 }
 
 async function examples() {
@@ -39,6 +60,8 @@ createRoot(document.getElementById("graphiql")).render(
     defaultEditorToolsVisibility="variables"
     showPersistHeadersSettings={false}
   >
-    <GraphiQL.Logo>Signoff</GraphiQL.Logo>
+    <GraphiQL.Logo>
+      <Logo />
+    </GraphiQL.Logo>
   </GraphiQL>,
 );

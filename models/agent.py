@@ -4,7 +4,6 @@ from enum import StrEnum
 
 from tortoise import fields
 from tortoise.indexes import Index
-from tortoise.models import Model
 
 from models.base import Table
 
@@ -38,7 +37,8 @@ class Agent(Table):
     version = fields.IntField(default=1)
     updated_at = fields.DatetimeField(auto_now=True)
 
-    class Meta(Model.Meta):
+    class Meta(Table.Meta):
+        abstract = False
         table = "agents"
         table_description = "Endpoints that do jobs"
         indexes = (Index(fields=("created_at", "id"), name="ix_agents_created"),)

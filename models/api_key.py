@@ -3,7 +3,6 @@ from __future__ import annotations
 from enum import StrEnum
 
 from tortoise import fields
-from tortoise.models import Model
 
 from models.base import Table
 
@@ -27,6 +26,7 @@ class ApiKey(Table):
     key_hash = fields.CharField(max_length=64, unique=True)
     revoked_at = fields.DatetimeField(null=True)
 
-    class Meta(Model.Meta):
+    class Meta(Table.Meta):
+        abstract = False
         table = "api_keys"
         table_description = "Credentials"

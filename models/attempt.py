@@ -5,7 +5,6 @@ from uuid import UUID
 
 from tortoise import fields
 from tortoise.indexes import Index
-from tortoise.models import Model
 
 from models.agent import Agent
 from models.base import Table
@@ -51,7 +50,8 @@ class Attempt(Table):
     )
     agent_id: UUID
 
-    class Meta(Model.Meta):
+    class Meta(Table.Meta):
+        abstract = False
         table = "attempts"
         table_description = "Executions of jobs"
         unique_together = (("job", "number"),)

@@ -3,7 +3,6 @@ from __future__ import annotations
 from uuid import UUID
 
 from tortoise import fields
-from tortoise.models import Model
 
 from models.base import Table
 from models.job import Job
@@ -22,7 +21,8 @@ class CriteriaSet(Table):
     )
     job_id: UUID
 
-    class Meta(Model.Meta):
+    class Meta(Table.Meta):
+        abstract = False
         table = "criteria_sets"
         table_description = "Versions of acceptance criteria"
         unique_together = (("job", "version"),)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from tortoise import fields
 from tortoise.indexes import Index
-from tortoise.models import Model
 
 from models.base import Table
 
@@ -20,7 +19,8 @@ class IdempotencyKey(Table):
 
     job_id = fields.UUIDField()
 
-    class Meta(Model.Meta):
+    class Meta(Table.Meta):
+        abstract = False
         table = "idempotency_keys"
         table_description = "Mutations already answered"
         unique_together = (("viewer_id", "key"),)

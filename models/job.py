@@ -5,7 +5,6 @@ from uuid import UUID
 
 from tortoise import fields
 from tortoise.indexes import Index
-from tortoise.models import Model
 
 from models.agent import Agent
 from models.base import Table
@@ -110,7 +109,8 @@ class Job(Table):
     )
     agent_id: UUID | None
 
-    class Meta(Model.Meta):
+    class Meta(Table.Meta):
+        abstract = False
         table = "jobs"
         table_description = "Work with acceptance criteria"
         indexes = (

@@ -27,7 +27,7 @@ class JobLogType(StrEnum):
 class JobLog(Model):
     """One entry of the append-only log; its key is the position in the event stream."""
 
-    seq = fields.BigIntField(primary_key=True)
+    seq: fields.Field[int] = fields.BigIntField(primary_key=True)
     type = fields.CharEnumField(JobLogType, max_length=24, description="JobLogType")
     status = fields.CharEnumField(JobStatus, max_length=32, description="JobStatus")
     message = fields.TextField(null=True)

@@ -4,7 +4,6 @@ from uuid import UUID
 
 from tortoise import fields
 from tortoise.indexes import Index
-from tortoise.models import Model
 
 from models.base import Table
 from models.job import Job
@@ -20,7 +19,8 @@ class JobTag(Table):
     )
     job_id: UUID
 
-    class Meta(Model.Meta):
+    class Meta(Table.Meta):
+        abstract = False
         table = "job_tags"
         table_description = "Tags of jobs"
         unique_together = (("job", "tag"),)

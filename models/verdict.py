@@ -5,7 +5,6 @@ from uuid import UUID
 
 from tortoise import fields
 from tortoise.indexes import Index
-from tortoise.models import Model
 
 from models.attempt import Attempt
 from models.base import Table
@@ -59,7 +58,8 @@ class Verdict(Table):
     )
     criteria_set_id: UUID
 
-    class Meta(Model.Meta):
+    class Meta(Table.Meta):
+        abstract = False
         table = "verdicts"
         table_description = "Judgements of attempts"
         indexes = (

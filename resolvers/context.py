@@ -54,9 +54,7 @@ class Loaders:
     latest_verdicts: DataLoader[UUID, Verdict | None] = field(
         default_factory=lambda: _batching(reading.latest_verdicts)
     )
-    positions: DataLoader[UUID, int] = field(
-        default_factory=lambda: _batching(reading.positions)
-    )
+    positions: DataLoader[UUID, int] = field(default_factory=lambda: _batching(reading.positions))
 
     def __post_init__(self) -> None:
         self.jobs = _batching(partial(jobs.get_many, self.viewer))

@@ -92,9 +92,7 @@ async def assign(info: Info, command: AssignJob) -> Job:
     return await assignment.assign(info.context.rt, info.context.viewer, command)
 
 
-async def unassign(
-    info: Info, id: str, reason: str | None, expected_version: int | None
-) -> Job:
+async def unassign(info: Info, id: str, reason: str | None, expected_version: int | None) -> Job:
     why = None if reason is None else text(reason, "reason")
     return await assignment.unassign(
         info.context.rt, info.context.viewer, key(id), why, version(expected_version)

@@ -8,6 +8,7 @@ from strawberry.extensions import ParserCache, ValidationCache
 from strawberry.schema.config import StrawberryConfig
 from strawberry.schema.name_converter import NameConverter
 
+from schema import enums as enums  # before the inputs, which have fields of these types
 from schema import inputs as inputs
 from schema.errors import HANDLERS
 from schema.failures import Failures

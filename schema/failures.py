@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 
 import structlog
 from graphql import GraphQLError
@@ -31,12 +32,11 @@ def shown(error: GraphQLError) -> GraphQLError:
     cause = error.original_error
     if cause is None:
         return _with(error, error.message, dict(error.extensions or {}), "GRAPHQL_ERROR")
+    if isinstance(cause, InvalidInput):
+        problems = [{"path": list(p.path), "message": p.message} for p in cause.problems]
+        return _with(error, str(cause), {"fields": problems}, cause.code)
     if isinstance(cause, SignoffError):
-        fields = cause.problems if isinstance(cause, InvalidInput) else ()
-        extensions = {
-            "fields": [{"path": list(p.path), "message": p.message} for p in fields]
-        } if fields else {}
-        return _with(error, str(cause), extensions, cause.code)
+        return _with(error, str(cause), {}, cause.code)
     if isinstance(cause, InputValidationError):
         problems = [{"path": e.location, "message": e.message} for e in cause.errors]
         return _with(error, str(cause), {"fields": problems}, ErrorCode.VALIDATION)
@@ -49,7 +49,7 @@ def shown(error: GraphQLError) -> GraphQLError:
 
 
 def _with(
-    error: GraphQLError, message: str, extensions: dict[str, object], code: str
+    error: GraphQLError, message: str, extensions: Mapping[str, object], code: str
 ) -> GraphQLError:
     return GraphQLError(
         message,
@@ -57,8 +57,5 @@ def _with(
         source=error.source,
         positions=error.positions,
         path=error.path,
-        extensions={"code": code} | extensions,
+        extensions={"code": code, **extensions},
     )
-
-
-

@@ -8,7 +8,6 @@ from __future__ import annotations
 import strawberry.pydantic
 from pydantic import BaseModel
 
-from schema import enums as enums  # first: inputs have fields of these types
 from services import filters
 from services.agents import SaveAgent
 from services.assignment import AssignJob, ReassignJob

@@ -28,9 +28,7 @@ from services.execution import ExecuteJob
 from services.jobs import CreateJob, UpdateJob
 from services.values import Json
 
-Change: TypeAlias = (
-    Job | InvalidInput | NotFound | Forbidden | IllegalTransition | VersionConflict
-)
+Change: TypeAlias = Job | InvalidInput | NotFound | Forbidden | IllegalTransition | VersionConflict
 """What every change of a job can end in."""
 
 CreateJobResult: TypeAlias = Annotated[
@@ -43,9 +41,7 @@ CreateJobResult: TypeAlias = Annotated[
     | IdempotencyConflict,
     strawberry.union("CreateJobResult"),
 ]
-UpdateJobResult: TypeAlias = Annotated[
-    Change | SchemaMismatch, strawberry.union("UpdateJobResult")
-]
+UpdateJobResult: TypeAlias = Annotated[Change | SchemaMismatch, strawberry.union("UpdateJobResult")]
 AssignJobResult: TypeAlias = Annotated[
     Change | SchemaMismatch | AgentUnavailable, strawberry.union("AssignJobResult")
 ]
@@ -118,9 +114,7 @@ class Mutation:
     async def execute_job(self, info: Info, input: ExecuteJob) -> ExecuteJobResult:
         return Job.of(await jobs.execute(info, input))
 
-    @strawberry.mutation(
-        extensions=[ADMINS], description="Send a completed or running job back."
-    )
+    @strawberry.mutation(extensions=[ADMINS], description="Send a completed or running job back.")
     async def resubmit_job(self, info: Info, input: ResubmitJob) -> ResubmitJobResult:
         return Job.of(await jobs.resubmit(info, input))
 
@@ -151,9 +145,7 @@ class Mutation:
         return Job.of(await jobs.review(info, input))
 
     @strawberry.mutation(extensions=[MEMBERS], description="Write a remark into a job's log.")
-    async def add_job_note(
-        self, info: Info, id: strawberry.ID, message: str
-    ) -> AddJobNoteResult:
+    async def add_job_note(self, info: Info, id: strawberry.ID, message: str) -> AddJobNoteResult:
         return JobLog.of(await jobs.add_note(info, id, message))
 
     @strawberry.mutation(extensions=[MEMBERS], description="Keep a finished job out of lists.")
@@ -169,9 +161,7 @@ class Mutation:
         saved = await agents.save(info, input)
         return Agent.of(saved.agent, secret=saved.new_secret)
 
-    @strawberry.mutation(
-        extensions=[ADMINS], description="Pause, disable or activate an agent."
-    )
+    @strawberry.mutation(extensions=[ADMINS], description="Pause, disable or activate an agent.")
     async def set_agent_availability(
         self, info: Info, id: strawberry.ID, availability: AgentAvailability
     ) -> SetAgentAvailabilityResult:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from inspect import isawaitable
 from typing import Any
 
 import strawberry
 from strawberry.extensions import FieldExtension
-from strawberry.extensions.field_extension import AsyncExtensionResolver, SyncExtensionResolver
+from strawberry.extensions.field_extension import AsyncExtensionResolver
 
 from models import Role
-from resolvers.context import Context
 from services.errors import Forbidden
 
 RANKS = {Role.VIEWER: 0, Role.MEMBER: 1, Role.ADMIN: 2}
@@ -22,26 +21,14 @@ class Allow(FieldExtension):
     def __init__(self, role: Role) -> None:
         self.role = role
 
-    def check(self, info: strawberry.Info[Context, None]) -> None:
-        role = info.context.viewer.role
-        if RANKS[role] < RANKS[self.role]:
-            raise Forbidden(f"This needs the role {self.role}; your key has {role}.")
-
     async def resolve_async(
         self, next_: AsyncExtensionResolver, source: Any, info: strawberry.Info, **kwargs: Any
     ) -> Any:
-        self.check(info)
-        return await next_(source, info, **kwargs)
-
-
-class AllowStream(Allow):
-    """The same for a subscription, whose resolver is a generator."""
-
-    def resolve(
-        self, next_: SyncExtensionResolver, source: Any, info: strawberry.Info, **kwargs: Any
-    ) -> AsyncGenerator[Any, None]:
-        self.check(info)
-        return next_(source, info, **kwargs)
+        role = info.context.viewer.role
+        if RANKS[role] < RANKS[self.role]:
+            raise Forbidden(f"This needs the role {self.role}; your key has {role}.")
+        result = next_(source, info, **kwargs)
+        return await result if isawaitable(result) else result  # a subscription's is a generator
 
 
 VIEWERS, MEMBERS, ADMINS = Allow(Role.VIEWER), Allow(Role.MEMBER), Allow(Role.ADMIN)

@@ -35,7 +35,7 @@ class Query:
         extensions=[VIEWERS],
         description="The jobs that the caller sees, newest first unless ordered otherwise.",
     )
-    async def jobs(  # noqa: PLR0913
+    async def jobs(
         self,
         info: Info,
         where: JobFilter | None = None,
@@ -68,7 +68,7 @@ class Query:
         return Agent.of(row) if row else None
 
     @strawberry.field(extensions=[VIEWERS], description="Newest first.")
-    async def agents(  # noqa: PLR0913
+    async def agents(
         self,
         info: Info,
         where: AgentFilter | None = None,

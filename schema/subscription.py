@@ -11,8 +11,8 @@ import models
 from models import jsontext
 from resolvers import jobs
 from resolvers.context import Info
-from schema.enums import JobStatus, Role, StatusReason
-from schema.permissions import AllowStream
+from schema.enums import JobStatus, StatusReason
+from schema.permissions import VIEWERS
 from schema.scalars import EventCursor
 from schema.types.actor import Actor
 from schema.types.job import Job
@@ -47,7 +47,7 @@ class JobStatusChange:
 @strawberry.type
 class Subscription:
     @strawberry.subscription(
-        extensions=[AllowStream(Role.VIEWER)],
+        extensions=[VIEWERS],
         description="One message per status change of the jobs that the caller sees; "
         "`after` is an exclusive resume position, so that nothing is missed.",
     )

@@ -15,6 +15,7 @@ from models.base import uuid7
 from services import agent_http, json_schemas
 from services.agent_http import AgentCallFailed, AgentRequest
 from services.errors import AgentUnavailable, InvalidInput, NotFound, SchemaMismatch
+from services.judges.languages import NotEvaluated
 from services.runtime import Runtime
 from services.transactions import atomic
 from services.values import (
@@ -136,9 +137,9 @@ async def _save(rt: Runtime, command: SaveAgent) -> Saved:
     columns = _columns(rt, command)
     if command.id is None:
         secret = command.secret or agent_http.new_secret()
-        made = await Agent.create(
-            **{"description": "", "signing_secret_sealed": rt.vault.seal(secret)} | columns
-        )
+        columns.setdefault("description", "")
+        columns.setdefault("signing_secret_sealed", rt.vault.seal(secret))
+        made = await Agent.create(**columns)
         return Saved(made, None if command.secret else secret)
     agent = await get(command.id)
     if command.expected_version not in (None, agent.version):
@@ -181,9 +182,7 @@ def _check_reachable(rt: Runtime, url: str) -> None:
 
 
 @atomic
-async def set_availability(
-    rt: Runtime, agent_id: UUID, availability: AgentAvailability
-) -> Agent:
+async def set_availability(rt: Runtime, agent_id: UUID, availability: AgentAvailability) -> Agent:
     agent = await get(agent_id)
     agent.availability = availability
     agent.version += 1
@@ -212,9 +211,16 @@ async def active(agent_id: UUID) -> Agent:
     return agent
 
 
-def check_input(agent: Agent, input_json: str) -> None:
-    """Raises `SchemaMismatch` where a job's input does not fit the agent's schema."""
-    mismatch = json_schemas.check(agent.input_schema_json, jsontext.loads(input_json))
+async def check_input(rt: Runtime, agent: Agent, input: object) -> None:
+    """Raises `SchemaMismatch` where a job's input does not fit the agent's schema.
+
+    Not in a transaction: a costly schema is checked in another process.
+    """
+    try:
+        mismatch = await json_schemas.check_within(rt.sandbox, agent.input_schema_json, input)
+    except NotEvaluated as error:
+        message = f"cannot be held against the agent's inputSchema: {error}"
+        raise InvalidInput.at("input", "input", message=message) from None
     if mismatch:
         raise SchemaMismatch(
             f"The input does not fit what “{agent.name}” takes: {mismatch.message}",
@@ -223,7 +229,7 @@ def check_input(agent: Agent, input_json: str) -> None:
         )
 
 
-def request_for(  # noqa: PLR0913
+def request_for(
     rt: Runtime,
     agent: Agent,
     *,
@@ -249,17 +255,17 @@ def request_for(  # noqa: PLR0913
 async def test(rt: Runtime, agent_id: UUID, input: object) -> Trial:
     """Call an agent outside of any job; raises `NotFound` or `SchemaMismatch`."""
     agent = await get(agent_id)
+    await check_input(rt, agent, input)
     body = jsontext.dumps(input)
-    check_input(agent, body)
     key = public_id("test", uuid7())
-    request = request_for(
-        rt, agent, body=body, job_id=key, attempt_number=1, idempotency_key=key
-    )
+    request = request_for(rt, agent, body=body, job_id=key, attempt_number=1, idempotency_key=key)
     try:
         reply = await rt.agents.call(request, deadline=agent.timeout_seconds)
     except AgentCallFailed as failure:
-        return Trial(False, None, False, None, str(failure))
-    mismatch = json_schemas.check(agent.output_schema_json, reply.value)
+        return Trial(
+            ok=False, latency_ms=None, output_valid=False, response=None, problem=str(failure)
+        )
+    mismatch = await json_schemas.check_within(rt.sandbox, agent.output_schema_json, reply.value)
     return Trial(
         ok=mismatch is None,
         latency_ms=reply.latency_ms,

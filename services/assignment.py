@@ -1,8 +1,12 @@
-"""Who does a job."""
+"""Who does a job.
+
+Every change raises `NotFound`, `Forbidden`, `VersionConflict` and `IllegalTransition`.
+"""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from pydantic import Field
@@ -11,21 +15,26 @@ from models import Job, JobStatus, StatusReason, jsontext
 from services import agents, idempotency, jobs, lifecycle
 from services.actors import Viewer
 from services.errors import InvalidInput
+from services.idempotency import Keyed
 from services.jobs import Assign
 from services.lifecycle import Event
 from services.runtime import Runtime
 from services.transactions import atomic
-from services.values import Command, JobId, Json, Key, Reason, Version
+from services.values import Command, JobId, Json, Reason, Version
 
 
 class AssignJob(Command):
+    """A pending job and who shall do it."""
+
     id: JobId
     assign: Assign
     input: Json | None = Field(default=None, description="Replaces the job's input.")
     expected_version: Version | None = None
 
 
-class ReassignJob(Command):
+class ReassignJob(Keyed):
+    """An assigned job and who shall do it instead."""
+
     id: JobId
     assign: Assign
     reason: Reason | None = None
@@ -33,61 +42,54 @@ class ReassignJob(Command):
         default=False, description="Take it away from a running agent, whose result is dropped."
     )
     expected_version: Version | None = None
-    idempotency_key: Key | None = None
 
 
-@atomic
 async def assign(rt: Runtime, viewer: Viewer, command: AssignJob) -> Job:
-    """Raises `NotFound`, `Forbidden`, `VersionConflict`, `IllegalTransition`, `SchemaMismatch`
-    and `AgentUnavailable`."""
-    job = await jobs.get(viewer, command.id)
-    changes: dict[str, str] = {}
-    if "input" in command.model_fields_set:
-        changes["input_json"] = jsontext.dumps(command.input)
-    return await _give(
-        rt, viewer, job, Event.ASSIGN, command.assign, command.expected_version, None, changes
-    )
+    """Raises `AgentUnavailable` and `SchemaMismatch` too."""
+    await _check(rt, viewer, command)
+    return await _give(rt, viewer, command)
 
 
 async def reassign(rt: Runtime, viewer: Viewer, command: ReassignJob) -> Job:
-    """Raises what `assign` raises, and `IdempotencyConflict`."""
-    do = partial(_reassign, rt, viewer, command)
-    return await idempotency.once(rt, viewer, command.idempotency_key, command, command.id, do)
+    """Raises `AgentUnavailable`, `SchemaMismatch` and `IdempotencyConflict` too."""
+    do = partial(_give, rt, viewer, command)
+    check = partial(_check, rt, viewer, command)
+    return await idempotency.once(rt, viewer, command, command.id, do, check=check)
+
+
+def _event(job: Job, command: AssignJob | ReassignJob) -> Event:
+    if isinstance(command, AssignJob):
+        return Event.ASSIGN
+    running = job.status is JobStatus.IN_EXECUTION and command.interrupt_running
+    return Event.INTERRUPT if running else Event.REASSIGN
+
+
+async def _check(rt: Runtime, viewer: Viewer, command: AssignJob | ReassignJob) -> None:
+    """Whether the job can be given away now, and its input fits the agent's schema."""
+    job = await jobs.get(viewer, command.id)
+    lifecycle.demand(job, _event(job, command), viewer, expected_version=command.expected_version)
+    if command.assign.agent_id is None:
+        raise InvalidInput.at("input", "assign", "agentId", message="must name an agent")
+    given = jsontext.loads(job.input_json)
+    if isinstance(command, AssignJob) and "input" in command.model_fields_set:
+        given = command.input
+    await agents.check_input(rt, await agents.active(command.assign.agent_id), given)
 
 
 @atomic
-async def _reassign(rt: Runtime, viewer: Viewer, command: ReassignJob) -> Job:
+async def _give(rt: Runtime, viewer: Viewer, command: AssignJob | ReassignJob) -> Job:
     job = await jobs.get(viewer, command.id)
-    running = job.status is JobStatus.IN_EXECUTION and command.interrupt_running
-    event = Event.INTERRUPT if running else Event.REASSIGN
-    return await _give(
-        rt, viewer, job, event, command.assign, command.expected_version, command.reason, {}
-    )
-
-
-async def _give(  # noqa: PLR0913
-    rt: Runtime,
-    viewer: Viewer,
-    job: Job,
-    event: Event,
-    to: Assign,
-    expected_version: int | None,
-    message: str | None,
-    changes: dict[str, str],
-) -> Job:
-    lifecycle.demand(job, event, viewer, expected_version=expected_version)
-    if to.agent_id is None:
-        raise InvalidInput.at("input", "assign", "agentId", message="must name an agent")
-    agent = await agents.active(to.agent_id)
-    agents.check_input(agent, changes.get("input_json", job.input_json))
+    changes: dict[str, Any] = {"agent_id": command.assign.agent_id}
+    if isinstance(command, AssignJob) and "input" in command.model_fields_set:
+        changes["input_json"] = jsontext.dumps(command.input)
     return await lifecycle.move(
         rt,
         job,
-        event,
+        _event(job, command),
         viewer,
+        expected_version=command.expected_version,
         reason=StatusReason.ASSIGNED_MANUALLY,
-        message=message,
-        agent_id=agent.id,
+        message=command.reason if isinstance(command, ReassignJob) else None,
         **changes,
     )
 
@@ -96,7 +98,6 @@ async def _give(  # noqa: PLR0913
 async def unassign(
     rt: Runtime, viewer: Viewer, job_id: UUID, reason: str | None, expected_version: int | None
 ) -> Job:
-    """Raises `NotFound`, `Forbidden`, `VersionConflict` and `IllegalTransition`."""
     job = await jobs.get(viewer, job_id)
     return await lifecycle.move(
         rt,

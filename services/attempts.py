@@ -54,7 +54,7 @@ def tell(this: Run, type: JobLogType, message: str, payload: Any) -> None:
 
 
 @atomic
-async def settle(  # noqa: PLR0913
+async def settle(
     rt: Runtime,
     this: Run,
     event: Event,

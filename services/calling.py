@@ -127,7 +127,8 @@ async def _apply_response(rt: Runtime, this: Run, reply: AgentReply) -> None:
         "responded_at": datetime.now(UTC),
     }
     await attempts.advance(rt, this, JobPhase.CHECKING_OUTPUT, attempt=columns)
-    this.attempt.update_from_dict(columns)
+    for name, value in columns.items():
+        setattr(this.attempt, name, value)
     message = f"Answered with {reply.status} after {reply.latency_ms} ms."
     attempts.tell(this, JobLogType.AGENT_RESPONSE, message, _told(reply))
 
@@ -184,5 +185,3 @@ async def _lose(rt: Runtime, this: Run) -> None:
     )
     error = attempts.problem("WORKER_LOST", message, retryable=True, may_have_executed=True)
     await attempts.settle(rt, this, Event.LOSE, StatusReason.WORKER_LOST, message, error=error)
-
-

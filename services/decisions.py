@@ -1,9 +1,13 @@
-"""What people decide about jobs: review, force, resubmit, cancel, reopen, archive."""
+"""What people decide about jobs: review, force, resubmit, cancel, reopen, archive.
+
+Every decision raises `NotFound`, `Forbidden`, `VersionConflict` and `IllegalTransition`.
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from pydantic import Field
@@ -20,20 +24,20 @@ from models import (
 from services import execution, idempotency, jobs, lifecycle, log
 from services.actors import Viewer
 from services.errors import InvalidInput, NotFound
+from services.idempotency import Keyed
 from services.lifecycle import Event
 from services.runtime import Runtime
 from services.transactions import atomic
-from services.values import AttemptId, Command, JobId, Json, Key, Reason, Version, public_id
+from services.values import AttemptId, Command, JobId, Json, Reason, Version, public_id
 
 
-class ForceComplete(Command):
+class ForceComplete(Keyed):
     """Sign a job off by hand, whatever its judge said."""
 
     id: JobId
     result: Json = Field(description="What the job's result shall be.")
     reason: Reason = Field(description="Kept in the log.")
     expected_version: Version | None = None
-    idempotency_key: Key | None = None
 
 
 class ResubmitJob(Command):
@@ -60,10 +64,9 @@ class Review(Command):
 
 
 async def force_complete(rt: Runtime, viewer: Viewer, command: ForceComplete) -> Job:
-    """Raises `NotFound`, `Forbidden`, `VersionConflict`, `IllegalTransition` and
-    `IdempotencyConflict`."""
+    """Raises `IdempotencyConflict` too."""
     do = partial(_force_complete, rt, viewer, command)
-    return await idempotency.once(rt, viewer, command.idempotency_key, command, command.id, do)
+    return await idempotency.once(rt, viewer, command, command.id, do)
 
 
 @atomic
@@ -83,8 +86,7 @@ async def _force_complete(rt: Runtime, viewer: Viewer, command: ForceComplete) -
 
 @atomic
 async def resubmit(rt: Runtime, viewer: Viewer, command: ResubmitJob) -> Job:
-    """Raises `NotFound`, `Forbidden`, `VersionConflict` and `IllegalTransition`; with
-    `execute` also what an execution raises, and then nothing has changed."""
+    """With `execute` raises also what an execution raises, and then nothing has changed."""
     job = await jobs.get(viewer, command.id)
     await lifecycle.move(
         rt,
@@ -104,7 +106,6 @@ async def resubmit(rt: Runtime, viewer: Viewer, command: ResubmitJob) -> Job:
 
 @atomic
 async def cancel(rt: Runtime, viewer: Viewer, command: CancelJob) -> Job:
-    """Raises `NotFound`, `Forbidden`, `VersionConflict` and `IllegalTransition`."""
     return await lifecycle.move(
         rt,
         await jobs.get(viewer, command.id),
@@ -120,7 +121,6 @@ async def cancel(rt: Runtime, viewer: Viewer, command: CancelJob) -> Job:
 async def reopen(
     rt: Runtime, viewer: Viewer, job_id: UUID, reason: str, expected_version: int | None
 ) -> Job:
-    """Raises `NotFound`, `Forbidden`, `VersionConflict` and `IllegalTransition`."""
     return await lifecycle.move(
         rt,
         await jobs.get(viewer, job_id),
@@ -134,7 +134,6 @@ async def reopen(
 
 @atomic
 async def archive(rt: Runtime, viewer: Viewer, job_id: UUID) -> Job:
-    """Raises `NotFound`, `Forbidden` and `IllegalTransition`."""
     job = await jobs.get(viewer, job_id)
     return await lifecycle.move(
         rt, job, Event.ARCHIVE, viewer, message="Archived.", archived_at=datetime.now(UTC)
@@ -143,7 +142,6 @@ async def archive(rt: Runtime, viewer: Viewer, job_id: UUID) -> Job:
 
 @atomic
 async def unarchive(rt: Runtime, viewer: Viewer, job_id: UUID) -> Job:
-    """Raises `NotFound`, `Forbidden` and `IllegalTransition`."""
     job = await jobs.get(viewer, job_id)
     return await lifecycle.move(
         rt, job, Event.UNARCHIVE, viewer, message="Unarchived.", archived_at=None
@@ -152,8 +150,7 @@ async def unarchive(rt: Runtime, viewer: Viewer, job_id: UUID) -> Job:
 
 @atomic
 async def review(rt: Runtime, viewer: Viewer, command: Review) -> Job:
-    """Raises `NotFound`, `Forbidden`, `IllegalTransition`, and `InvalidInput` for an
-    outcome that is neither PASS nor FAIL or an attempt that is over."""
+    """Raises `InvalidInput` too: for an outcome that decides nothing, or an attempt gone by."""
     attempt = await Attempt.get_or_none(id=command.attempt_id)
     if attempt is None:
         raise NotFound(public_id("attempt", command.attempt_id))
@@ -165,7 +162,12 @@ async def review(rt: Runtime, viewer: Viewer, command: Review) -> Job:
     lifecycle.demand(job, event, viewer)
     if attempt.number != job.attempt_count:
         raise InvalidInput.at("input", "attemptId", message="is not the job's current attempt")
-    completion = {"result_json": attempt.response_json, "completion_mode": CompletionMode.REVIEWED}
+    changes: dict[str, Any] = {}
+    if passed:
+        changes = {
+            "result_json": attempt.response_json,
+            "completion_mode": CompletionMode.REVIEWED,
+        }
     log.append(
         log.entry(
             job,
@@ -183,5 +185,5 @@ async def review(rt: Runtime, viewer: Viewer, command: Review) -> Job:
         viewer,
         reason=StatusReason.REVIEW_APPROVED if passed else StatusReason.REVIEW_REJECTED,
         message=command.reason,
-        **(completion if passed else {}),
+        **changes,
     )

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import asyncpg
@@ -25,7 +25,6 @@ from pgqueuer.domain.errors import RetryRequested
 from pgqueuer.domain.models import Job as Message
 from pgqueuer.domain.types import QueueEntrypoint
 from pgqueuer.ports import RepositoryPort
-from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import Agent, Job, JobPhase, JobStatus
 
@@ -108,8 +107,8 @@ class Engine:
         manager.entrypoint(name, concurrency_limit=limit)(self._handle)
         self._limits[name] = limit
 
-    async def enqueue(self, connection: BaseDBAsyncClient, jobs: Sequence[Job]) -> None:
-        """On Postgres: the queue entry, in the transaction of the request."""
+    async def enqueue(self, connection: Any, jobs: Sequence[Job]) -> None:
+        """On Postgres: the queue entry, in the transaction that is open on `connection`."""
         if self._dsn is not None:
             async with connection.acquire_connection() as raw:
                 queue = Queries(AsyncpgDriver(raw))
@@ -152,9 +151,8 @@ class Engine:
     async def _open(self, stack: AsyncExitStack) -> RepositoryPort:
         if self._dsn is None:
             return InMemoryQueries(driver=InMemoryDriver())
-        pool = await asyncpg.create_pool(
-            self._dsn, min_size=1, max_size=4, command_timeout=30, timeout=10
-        )
+        create_pool = cast("Callable[..., Awaitable[Any]]", asyncpg.create_pool)
+        pool = await create_pool(self._dsn, min_size=1, max_size=4, command_timeout=30, timeout=10)
         stack.push_async_callback(pool.close)
         return Queries(AsyncpgPoolDriver(pool))
 

@@ -30,23 +30,20 @@ from models import (
 from services import attempts, calling, idempotency, jobs, judging, lifecycle
 from services.actors import Viewer
 from services.attempts import Overtaken, Run
+from services.idempotency import Keyed
 from services.lifecycle import Event
 from services.runtime import Runtime
 from services.transactions import atomic, current
-from services.values import Command, JobId, Key, LongText, Version, public_id
+from services.values import JobId, LongText, Version, public_id
 
 logger = structlog.get_logger(__name__)
 
 
-class ExecuteJob(Command):
+class ExecuteJob(Keyed):
     """Ask the assigned agent to do the job."""
 
     id: JobId
     expected_version: Version | None = None
-    idempotency_key: Key | None = Field(
-        default=None,
-        description="Repeating the request with the same key within 24 hours gets its answer.",
-    )
     wait_seconds: int = Field(
         default=0, ge=0, le=60, description="0 returns at once; N waits up to N s for the outcome."
     )
@@ -56,10 +53,13 @@ class ExecuteJob(Command):
 
 
 async def execute(rt: Runtime, viewer: Viewer, command: ExecuteJob) -> Job:
-    """Accept an execution; raises `NotFound`, `Forbidden`, `VersionConflict`,
-    `IllegalTransition`, `AgentUnavailable` and `IdempotencyConflict`."""
+    """Accept an execution, and wait for its outcome if asked to.
+
+    Raises `NotFound`, `Forbidden`, `VersionConflict`, `IllegalTransition`,
+    `AgentUnavailable` and `IdempotencyConflict`.
+    """
     do = partial(_execute, rt, viewer, command)
-    job = await idempotency.once(rt, viewer, command.idempotency_key, command, command.id, do)
+    job = await idempotency.once(rt, viewer, command, command.id, do)
     if command.wait_seconds:
         return await outcome(rt, job, command.wait_seconds)
     return job
@@ -133,8 +133,10 @@ async def _feedback(job: Job, hint: str | None) -> list[str]:
 
 
 async def outcome(rt: Runtime, job: Job, seconds: float) -> Job:
-    """The job when its execution has come to a decision or a wait for a person; at the
-    latest after `seconds`, as it is then."""
+    """The job when its execution has come to a decision or a wait for a person.
+
+    At the latest after `seconds`, as it is then.
+    """
 
     async def settled() -> Job | None:
         now = await Job.get(id=job.id)

@@ -202,18 +202,20 @@ def agent_condition(where: AgentFilter | None, prefix: str = "") -> Q:
     return _all(parts)
 
 
+OPERATORS = {"eq": "", "in_": "__in", "nin": "__not_in", "gte": "__gte"}
+
+
+def _where(column: str, value: Any) -> Q:
+    return Q(**{column: value})
+
+
 def _members(column: str, where: Command | None) -> list[Q]:
     """Equality, membership and lower bounds of any comparator that has them."""
-    if where is None:
-        return []
-    given: dict[str, Any] = {name: getattr(where, name, None) for name in ("eq", "in_", "nin", "gte")}
-    made = {
-        "eq": lambda value: Q(**{column: value}),
-        "in_": lambda value: Q(**{f"{column}__in": value}),
-        "nin": lambda value: ~Q(**{f"{column}__in": value}),
-        "gte": lambda value: Q(**{f"{column}__gte": value}),
-    }
-    return [made[name](value) for name, value in given.items() if value is not None]
+    return [
+        _where(column + operator, value)
+        for name, operator in OPERATORS.items()
+        if (value := getattr(where, name, None)) is not None
+    ]
 
 
 def _text(column: str, where: StringComparator | None) -> list[Q]:
@@ -237,7 +239,7 @@ def _dates(column: str, where: DateComparator | None) -> list[Q]:
     if where is None:
         return []
     return [
-        Q(**{f"{column}__{name}": instant(text)})
+        _where(f"{column}__{name}", instant(text))
         for name, text in where.model_dump(exclude_none=True).items()
     ]
 

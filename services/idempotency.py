@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import orjson
+from pydantic import Field
 from tortoise.exceptions import IntegrityError
 
 from models import IdempotencyKey, Job
@@ -15,54 +16,76 @@ from services.actors import Viewer
 from services.errors import IdempotencyConflict
 from services.runtime import Runtime
 from services.transactions import atomic
-from services.values import Command
+from services.values import Command, Key
 
 KEPT = timedelta(hours=48)
 
 
-async def once(  # noqa: PLR0913
+class Keyed(Command):
+    """A command that may be repeated."""
+
+    idempotency_key: Key | None = Field(
+        default=None,
+        description="Repeating the request with the same key within 24 hours gets its answer.",
+    )
+
+
+async def once(
     rt: Runtime,
     viewer: Viewer,
-    key: str | None,
-    command: Command,
+    command: Keyed,
     job_id: UUID,
     do: Callable[[], Awaitable[Job]],
+    *,
+    check: Callable[[], Awaitable[None]] | None = None,
 ) -> Job:
     """What `do` makes of job `job_id`, or what it made when the key came first.
 
-    Raises `IdempotencyConflict` if the key came with another command. A command
-    that failed is forgotten: it may be repeated with its key.
+    `check` runs before `do`, outside of its transaction. Raises `IdempotencyConflict` if
+    the key came with another command. A command that failed is forgotten: it may be
+    repeated with its key.
     """
-    if key is None:
+    known = await _known(viewer, command)
+    if known is not None:
+        return known
+    if check is not None:
+        await check()
+    if command.idempotency_key is None:
         return await do()
     try:
-        return await _first(rt, viewer, key, command, job_id, do)
+        return await _first(rt, viewer, command, job_id, do)
     except IntegrityError:  # a twin committed between our look-up and our insert
-        return await _first(rt, viewer, key, command, job_id, do)
+        return await _first(rt, viewer, command, job_id, do)
 
 
-@atomic
-async def _first(  # noqa: PLR0913
-    rt: Runtime,
-    viewer: Viewer,
-    key: str,
-    command: Command,
-    job_id: UUID,
-    do: Callable[[], Awaitable[Job]],
-) -> Job:
-    digest = _digest(command)
-    known = await IdempotencyKey.get_or_none(viewer_id=viewer.id, key=key)
+async def _known(viewer: Viewer, command: Keyed) -> Job | None:
+    if command.idempotency_key is None:
+        return None
+    known = await IdempotencyKey.get_or_none(viewer_id=viewer.id, key=command.idempotency_key)
     if known is None:
-        await IdempotencyKey.create(
-            viewer_id=viewer.id, key=key, request_hash=digest, job_id=job_id
-        )
-        return await do()
-    if known.request_hash != digest:
-        raise IdempotencyConflict(key, known.created_at)
+        return None
+    if known.request_hash != _digest(command):
+        raise IdempotencyConflict(known.key, known.created_at)
     return await Job.get(id=known.job_id)
 
 
-def _digest(command: Command) -> str:
+@atomic
+async def _first(
+    rt: Runtime, viewer: Viewer, command: Keyed, job_id: UUID, do: Callable[[], Awaitable[Job]]
+) -> Job:
+    known = await _known(viewer, command)
+    if known is not None:
+        return known
+    await IdempotencyKey.create(
+        viewer_id=viewer.id,
+        key=command.idempotency_key,
+        request_hash=_digest(command),
+        job_id=job_id,
+    )
+    return await do()
+
+
+def _digest(command: Keyed) -> str:
     content = command.model_dump(mode="json", exclude={"idempotency_key", "wait_seconds"})
     text = orjson.dumps([type(command).__name__, content], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(text).hexdigest()

@@ -27,6 +27,7 @@ from services import agents, criteria, idempotency, lifecycle, log
 from services.actors import Viewer
 from services.criteria import Checklist, CriteriaDraft
 from services.errors import Forbidden, NotFound
+from services.idempotency import Keyed
 from services.lifecycle import Event
 from services.runtime import Runtime
 from services.transactions import atomic
@@ -35,7 +36,6 @@ from services.values import (
     Command,
     JobId,
     Json,
-    Key,
     LongText,
     Name,
     Reason,
@@ -60,7 +60,7 @@ class Assign(Command):
     agent_id: AgentId | None
 
 
-class CreateJob(Command):
+class CreateJob(Keyed):
     """A job to be made."""
 
     name: Name = Field(description="Shown in lists.")
@@ -70,10 +70,6 @@ class CreateJob(Command):
     assign: Assign | None = Field(default=None, description="Absent: it waits as PENDING.")
     priority: JobPriority = JobPriority.NORMAL
     tags: Tags = Field(default=[], description="For filters; at most 50.")
-    idempotency_key: Key | None = Field(
-        default=None,
-        description="Repeating the request with the same key within 24 hours gets its answer.",
-    )
 
 
 class UpdateJob(Command):
@@ -94,22 +90,26 @@ class UpdateJob(Command):
 async def create(rt: Runtime, viewer: Viewer, command: CreateJob) -> Job:
     """Raises `NotFound`, `AgentUnavailable`, `SchemaMismatch`, `IdempotencyConflict`."""
     job_id = uuid7()
-    do = partial(_create, rt, viewer, command, job_id)
-    return await idempotency.once(rt, viewer, command.idempotency_key, command, job_id, do)
+    agent_id = command.assign.agent_id if command.assign else None
+
+    async def check() -> None:
+        if agent_id is not None:
+            await agents.check_input(rt, await agents.active(agent_id), command.input)
+
+    do = partial(_create, rt, viewer, command, job_id, agent_id)
+    return await idempotency.once(rt, viewer, command, job_id, do, check=check)
 
 
 @atomic
-async def _create(rt: Runtime, viewer: Viewer, command: CreateJob, job_id: UUID) -> Job:
-    input_json = jsontext.dumps(command.input)
-    agent_id = command.assign.agent_id if command.assign else None
-    if agent_id is not None:
-        agents.check_input(await agents.active(agent_id), input_json)
+async def _create(
+    rt: Runtime, viewer: Viewer, command: CreateJob, job_id: UUID, agent_id: UUID | None
+) -> Job:
     checklist = criteria.checklist(command.acceptance_criteria)
     job = await Job.create(
         id=job_id,
         name=command.name,
         description=command.description,
-        input_json=input_json,
+        input_json=jsontext.dumps(command.input),
         acceptance_criteria=checklist.text,
         agent_id=agent_id,
         status=JobStatus.ASSIGNED if agent_id else JobStatus.PENDING,
@@ -154,18 +154,22 @@ async def _write_tags(job: Job, tags: Sequence[str]) -> None:
         await JobTag.bulk_create([JobTag(job_id=job.id, tag=tag) for tag in tags])
 
 
-@atomic
 async def update(rt: Runtime, viewer: Viewer, command: UpdateJob) -> Job:
     """Raises `NotFound`, `Forbidden`, `IllegalTransition`, `VersionConflict`, `SchemaMismatch`."""
     job = await get(viewer, command.id)
+    if "input" in command.model_fields_set and job.agent_id:
+        await agents.check_input(rt, await agents.get(job.agent_id), command.input)
+    return await _update(rt, viewer, job, command)
+
+
+@atomic
+async def _update(rt: Runtime, viewer: Viewer, job: Job, command: UpdateJob) -> Job:
     given = command.model_fields_set - {"id", "expected_version"}
     changes: dict[str, Any] = command.model_dump(
         include={"name", "description", "priority"}, exclude_none=True
     )
     if "input" in given:
         changes["input_json"] = jsontext.dumps(command.input)
-        if job.agent_id:
-            agents.check_input(await agents.get(job.agent_id), changes["input_json"])
     checklist = None
     if command.acceptance_criteria is not None:
         checklist = criteria.checklist(command.acceptance_criteria)
@@ -196,7 +200,6 @@ async def add_note(rt: Runtime, viewer: Viewer, job_id: UUID, message: Reason) -
     job = await get(viewer, job_id)
     if not (viewer.owns(job) or viewer.is_admin):
         raise Forbidden("Only the owner or an admin may add notes to this job.")
-    await Job.filter(id=job.id).update(updated_at=datetime.now(UTC))
     entry = log.entry(job, JobLogType.NOTE, viewer, message=message)
     await entry.save()
     return entry

@@ -53,7 +53,7 @@ class Sandbox(Protocol):
 
 
 @lru_cache(maxsize=256)
-def compile(schema_text: str) -> int:  # noqa: A001 - as in `re`
+def compile(schema_text: str) -> int:
     """Refuse, by `BadSource`, a schema that could not be checked. The weight of it otherwise."""
     if len(schema_text.encode()) > MAX_BYTES:
         raise BadSource(f"a schema has at most {MAX_BYTES} bytes")
@@ -70,7 +70,7 @@ def compile(schema_text: str) -> int:  # noqa: A001 - as in `re`
 def check(schema_text: str, value: Any) -> Mismatch | None:
     """Where `value` does not fit, at once. Raises `TooCostly` if that may take long."""
     weight = compile(schema_text)
-    if weight * (VISIT + _size(value)) > CHEAP:
+    if weight * (VISIT + len(languages.compact(value))) > CHEAP:
         raise TooCostly
     return _of(languages.mismatch(schema_text, value))
 
@@ -90,13 +90,6 @@ def _of(found: dict[str, Any] | None) -> Mismatch | None:
     if found is None:
         return None
     return Mismatch(found["message"], pointers.of(found["path"]), found["keyword"])
-
-
-def _size(value: Any) -> int:
-    try:
-        return len(orjson.dumps(value))
-    except TypeError as e:
-        raise NotEvaluated(f"the value cannot be read: {e}") from None
 
 
 def _nesting(value: Any) -> int:

@@ -25,6 +25,7 @@ from services.criteria import Checklist, Criterion
 from services.judges import checks
 from services.judges.base import CriterionResult, JudgeFailed, LLMAnswer, Subject, errored
 from services.judges.decision import Decision, decide
+from services.judges.languages import NotEvaluated
 from services.lifecycle import Event
 from services.runtime import Runtime
 from services.transactions import atomic
@@ -49,7 +50,13 @@ async def judge(rt: Runtime, this: Run) -> None:
     Raises `Overtaken` if the attempt was ended meanwhile.
     """
     output = jsontext.loads(this.attempt.response_json or "null")
-    mismatch = json_schemas.check(this.agent.output_schema_json, output)
+    try:
+        mismatch = await json_schemas.check_within(
+            rt.sandbox, this.agent.output_schema_json, output
+        )
+    except NotEvaluated as error:
+        await _leave_to_review(rt, this, f"The outputSchema could not be checked: {error}")
+        return
     if mismatch:
         where = mismatch.pointer or "the top"
         message = f"The response does not fit the outputSchema at {where}: {mismatch.message}"
@@ -75,13 +82,29 @@ async def judge(rt: Runtime, this: Run) -> None:
     await _apply(rt, this, criteria_set, judgement, decide(checklist, judgement.results))
 
 
-async def _judgement(
-    rt: Runtime, this: Run, checklist: Checklist, subject: Subject
-) -> Judgement:
+@atomic
+async def _leave_to_review(rt: Runtime, this: Run, why: str) -> None:
+    attempts.tell(this, JobLogType.VALIDATOR_RESPONSE, why, None)
+    await _await_review(rt, this, why)
+
+
+async def _await_review(rt: Runtime, this: Run, why: str) -> None:
+    """A broken or missing judge neither passes nor rejects: a person decides."""
+    await attempts.advance(
+        rt,
+        this,
+        JobPhase.AWAITING_REVIEW,
+        attempt={},
+        status_reason=StatusReason.VALIDATOR_ERROR,
+        status_message=why,
+    )
+
+
+async def _judgement(rt: Runtime, this: Run, checklist: Checklist, subject: Subject) -> Judgement:
     """Checks first; a language model is asked about LLM items only, and only if it matters."""
     judged = [item for item in checklist.items if item.kind is CriterionKind.LLM]
     checked = [item for item in checklist.items if item.kind is not CriterionKind.LLM]
-    results = await checks.run_checks(subject, checked)
+    results = await checks.run_checks(subject, checked, rt.sandbox)
     if not judged:
         return Judgement(results, {"kind": "checks"})
     if _lost(checked, results):
@@ -204,14 +227,7 @@ async def _settle(rt: Runtime, this: Run, decision: Decision) -> None:
         reason = StatusReason.VERDICT_FAILED
         await attempts.settle(rt, this, Event.FAIL, reason, decision.summary)
     else:
-        await attempts.advance(
-            rt,
-            this,
-            JobPhase.AWAITING_REVIEW,
-            attempt={},
-            status_reason=StatusReason.VALIDATOR_ERROR,
-            status_message=decision.summary,
-        )
+        await _await_review(rt, this, decision.summary)
 
 
 def reasons(verdict: Verdict) -> list[str]:

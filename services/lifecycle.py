@@ -130,7 +130,10 @@ def _from(*sources: JobStatus) -> frozenset[JobStatus]:
 
 RULES: Mapping[Event, Rule] = {
     Event.UPDATE: Rule(
-        _from(PENDING, ASSIGNED, RESUB), stays, OWNER_OR_ADMIN, JobAction.UPDATE,
+        _from(PENDING, ASSIGNED, RESUB),
+        stays,
+        OWNER_OR_ADMIN,
+        JobAction.UPDATE,
         logged_as=JobLogType.CONFIG_CHANGE,
     ),
     Event.ASSIGN: Rule(_from(PENDING), ASSIGNED, ANYBODY, JobAction.ASSIGN),
@@ -156,15 +159,19 @@ RULES: Mapping[Event, Rule] = {
     Event.CANCEL: Rule(
         _from(PENDING, ASSIGNED, IN_EXECUTION, RESUB), CANCELLED, OWNER_OR_ADMIN, JobAction.CANCEL
     ),
-    Event.REOPEN: Rule(
-        _from(CANCELLED), waits, OWNER_OR_ADMIN, JobAction.REOPEN
-    ),
+    Event.REOPEN: Rule(_from(CANCELLED), waits, OWNER_OR_ADMIN, JobAction.REOPEN),
     Event.ARCHIVE: Rule(
-        _from(COMPLETED, CANCELLED), stays, ANYBODY, JobAction.ARCHIVE,
+        _from(COMPLETED, CANCELLED),
+        stays,
+        ANYBODY,
+        JobAction.ARCHIVE,
         logged_as=JobLogType.CONFIG_CHANGE,
     ),
     Event.UNARCHIVE: Rule(
-        _from(COMPLETED, CANCELLED), stays, ANYBODY, JobAction.UNARCHIVE,
+        _from(COMPLETED, CANCELLED),
+        stays,
+        ANYBODY,
+        JobAction.UNARCHIVE,
         logged_as=JobLogType.CONFIG_CHANGE,
     ),
 }
@@ -280,7 +287,7 @@ def _illegal(
 
 
 @atomic
-async def move(  # noqa: PLR0913
+async def move(
     rt: Runtime,
     job: Job,
     event: Event,
@@ -329,7 +336,7 @@ async def move(  # noqa: PLR0913
     return job
 
 
-def log_status(  # noqa: PLR0913
+def log_status(
     job: Job,
     event: str,
     source: JobStatus | None,
@@ -351,9 +358,7 @@ def log_status(  # noqa: PLR0913
     log.append(log.entry(job, type, by, message=message, payload=told))
 
 
-async def _refuse_late(
-    job: Job, event: Event, by: Actor | Viewer, agent: Agent | None
-) -> None:
+async def _refuse_late(job: Job, event: Event, by: Actor | Viewer, agent: Agent | None) -> None:
     """Somebody was first: say what the job has become."""
     seen = job.version
     now = await Job.get_or_none(id=job.id)

@@ -161,8 +161,8 @@ def decode_position(text: str, name: str = "after") -> int:
     """Raises `InvalidInput` for what is no position."""
     try:
         seq = orjson.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        if type(seq) is not int or not 0 <= seq < 2**63:
-            raise ValueError
-    except (binascii.Error, ValueError, TypeError):
-        raise InvalidInput.at(name, message="is not a position of the event log") from None
+    except (binascii.Error, ValueError):
+        seq = None
+    if type(seq) is not int or not 0 <= seq < 2**63:
+        raise InvalidInput.at(name, message="is not a position of the event log")
     return seq

@@ -9,6 +9,7 @@ from services.agent_http import AgentClient
 from services.engine import Engine
 from services.events import Events
 from services.judges.base import LLMJudge
+from services.judges.sandbox import Sandbox
 from services.secrets import Vault
 
 
@@ -28,6 +29,7 @@ class Runtime:
     engine: Engine
     events: Events
     judge: LLMJudge | None
+    sandbox: Sandbox
     vault: Vault
     options: Options = field(default_factory=Options)
     transactions: set[asyncio.Task[object]] = field(default_factory=set[asyncio.Task[object]])

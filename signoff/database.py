@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import sqlite3
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
 from pgqueuer.adapters.persistence.queries import Queries
 from tortoise import Tortoise, connections
-from tortoise.backends.base.config_generator import expand_db_url
+from tortoise.backends.base import config_generator
 from tortoise.exceptions import BaseORMException
 from tortoise.migrations.api import migrate as apply_migrations
 from tortoise.models import Model
@@ -68,7 +68,7 @@ def _connection(url: str, *, foreign_keys: bool) -> dict[str, Any]:
             "for example sqlite://signoff.db"
         )
     try:
-        expanded = expand_db_url(url)
+        expanded = cast("dict[str, Any]", config_generator.expand_db_url(url))
     except (BaseORMException, ValueError) as error:
         raise DatabaseUnavailable(f"SIGNOFF_DATABASE_URL is not a URL: {error}") from None
     expanded["credentials"] |= {
@@ -124,7 +124,8 @@ async def _migrate_sqlite(url: str) -> None:
 
 
 async def _migrate_postgres(url: str) -> None:
-    lock = await asyncpg.connect(url, timeout=10)
+    connect = cast("Callable[..., Awaitable[Any]]", asyncpg.connect)
+    lock = await connect(url, timeout=10)
     try:
         await lock.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
         try:
@@ -147,11 +148,11 @@ def _tables() -> list[type[Model]]:
 
 def index_statements(model: type[Model]) -> list[str]:
     """One statement for each named index that a model declares."""
-    meta = model._meta  # noqa: SLF001 - Tortoise's documented place of it
+    table = cast("dict[str, Any]", model.describe())
     return [
-        f'CREATE INDEX IF NOT EXISTS "{index.name}" ON "{meta.db_table}" ({columns})'
-        for index in meta.indexes
-        for columns in (", ".join(f'"{field}"' for field in index.fields),)
+        f'CREATE INDEX IF NOT EXISTS "{index["name"]}" ON "{table["table"]}" ({columns})'
+        for index in table["indexes"]
+        for columns in (", ".join(f'"{field}"' for field in index["fields"]),)
     ]
 
 

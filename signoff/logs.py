@@ -28,7 +28,7 @@ def configure(level: str) -> None:
         cache_logger_on_first_use=True,
     )
     last: list[Any] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if terminal
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_line)]
     )

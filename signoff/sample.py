@@ -59,8 +59,11 @@ def summarised(text: str, sentences: int) -> dict[str, object]:
 
 
 async def register(rt: Runtime, base_url: str) -> Agent | None:
-    """The sample agent of a server at `base_url`: made if there is no agent at all, moved if
-    it was made by a server at another address, None if the user has agents of their own."""
+    """The sample agent of a server at `base_url`.
+
+    Made if there is no agent at all, moved if a server at another address made it, None if
+    the user has agents of their own.
+    """
     known = await Agent.get_or_none(name=NAME)
     url = base_url + PATH
     if known is None and await Agent.exists():

@@ -106,7 +106,7 @@ class View(GraphQLView[Context, None]):
         content = super().parse_json(data)
         if not isinstance(content, dict):
             raise HTTPException(400, "The body must be a JSON object with a `query`.")
-        return content
+        return cast("dict[str, Any]", content)
 
     def decode_json(self, data: str | bytes) -> object:
         return orjson.loads(data)
@@ -118,6 +118,4 @@ class View(GraphQLView[Context, None]):
 def failure(status: int, message: str, code: str) -> web.Response:
     """An error before any operation, in the shape of GraphQL's own."""
     body = {"errors": [{"message": message, "extensions": {"code": code}}]}
-    return web.Response(
-        status=status, body=orjson.dumps(body), content_type="application/json"
-    )
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")

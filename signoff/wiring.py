@@ -16,6 +16,7 @@ from services.engine import Engine
 from services.events import Events
 from services.events.horizon import Gapless, InOrder
 from services.judges.openai import OpenAIJudge
+from services.judges.sandbox import Sandbox
 from services.runtime import Options, Runtime
 from services.secrets import Vault
 from signoff import database
@@ -58,6 +59,7 @@ async def runtime(
             ),
             events=_events(settings),
             judge=_judge(settings),
+            sandbox=Sandbox(),
             vault=vault,
             options=Options(
                 allow_private_agents=allow_private_agents,
@@ -66,6 +68,7 @@ async def runtime(
                 retry_max_seconds=settings.retry_max_seconds,
             ),
         )
+        stack.push_async_callback(rt.sandbox.close)
         if rt.judge is not None:
             stack.push_async_callback(rt.judge.close)
         stack.push_async_callback(transactions.drain, rt)
@@ -118,8 +121,8 @@ def secret_key(settings: Settings) -> str:
         Vault(key)
     except ValueError:
         raise BadSettings(
-            f"{source} is not a Fernet key (32 bytes in URL-safe base64); make one with: "
-            'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
+            f"{source} is not a Fernet key (32 bytes in URL-safe base64); make one with: python -c "
+            '"from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
         ) from None
     return key
 

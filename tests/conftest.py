@@ -13,9 +13,13 @@ from typing import cast
 import pytest
 
 import signoff  # puts our folders first on the path, before anything is imported
+from services.runtime import Runtime
+from signoff.app import create_app
+from signoff.wiring import runtime
 from tests.support import browser as browsers
 from tests.support import databases, postgres
 from tests.support.missing import missing
+from tests.support.running import AiohttpClient, Client, settings_for
 
 __all__ = ["signoff"]
 
@@ -96,3 +100,17 @@ async def browser_page() -> AsyncIterator[browsers.WatchedPage]:
         missing("Chromium", "install Debian's `chromium` or Google Chrome")
     async with browsers.watched_page(executable) as page:
         yield page
+
+
+@pytest.fixture
+async def rt(database_url: str, tmp_path: Path) -> AsyncIterator[Runtime]:
+    """Everything started on a database of the test's own; agents on loopback may be called."""
+    settings = settings_for(database_url, tmp_path)
+    async with runtime(settings, allow_private_agents=True) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient) -> Client:
+    """The whole server behind a real socket; its caller is the local admin."""
+    return await aiohttp_client(create_app(settings_for(database_url, tmp_path)))

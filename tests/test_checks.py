@@ -138,8 +138,10 @@ CASES: list[tuple[str, dict[str, Any], VerdictOutcome, str]] = [
         "JSON_SCHEMA",
         {"schema": {"items": {"properties": {"a": {"type": "integer"}}}}, "pointer": "/items"},
         FAIL,
-        "The output at /items/1/a does not fit the schema (type): "
-        'the value is not of type "integer".',
+        (
+            "The output at /items/1/a does not fit the schema (type): "
+            'the value is not of type "integer".'
+        ),
     ),
     ("JSON_PATH", {"path": "$.items[?@.a > 2].b"}, PASS, '$.items[?@.a > 2].b selects "x".'),
     ("JSON_PATH", {"path": "$.items[*].a", "value": 2.5}, PASS, "$.items[*].a selects 2.5."),
@@ -165,15 +167,16 @@ CASES: list[tuple[str, dict[str, Any], VerdictOutcome, str]] = [
         "EXPRESSION",
         {"cel": "output.missing > 3"},
         FAIL,
-        "output.missing > 3 cannot be computed of this output: "
-        'Key not found in map : "missing".',
+        'output.missing > 3 cannot be computed of this output: Key not found in map : "missing".',
     ),
     (
         "EXPRESSION",
         {"cel": "output.title > 3"},
         FAIL,
-        "output.title > 3 cannot be computed of this output: "
-        "No matching overloads found : _>_(string, int64).",
+        (
+            "output.title > 3 cannot be computed of this output: "
+            "No matching overloads found : _>_(string, int64)."
+        ),
     ),
     (
         "EXPRESSION",
@@ -256,7 +259,16 @@ def test_pointers() -> None:
     assert pointers.resolve(value, "/a/b~1c/1/~0") == 2
     assert pointers.resolve(value, "/01") == 3
     assert pointers.of(["a", "b/c", 1, "~"]) == "/a/b~1c/1/~0"
-    for missing in ("a", "/a/b~1c/2", "/a/b~1c/00", "/a/b~1c/-", "/x", "//x", "/~", f"/a/b~1c/{'1' * 30}"):
+    for missing in (
+        "a",
+        "/a/b~1c/2",
+        "/a/b~1c/00",
+        "/a/b~1c/-",
+        "/x",
+        "//x",
+        "/~",
+        f"/a/b~1c/{'1' * 30}",
+    ):
         with pytest.raises(LookupError):
             pointers.resolve(value, missing)
 
@@ -391,25 +403,30 @@ async def test_what_is_checked_here_is_quick() -> None:
 # ---------- hostile checks ----------
 
 BIG = list(range(5_000))
+SLOW = "$[?search(@, '(a|a)*c')]"
 HOSTILE: list[tuple[str, dict[str, Any], Any]] = [
     ("EXPRESSION", {"cel": "output.map(a, output.map(b, output.map(c, a + b + c))) != []"}, BIG),
     ("EXPRESSION", {"cel": "output.all(a, output.all(b, output.all(c, a + b + c >= 0)))"}, BIG),
     ("EXPRESSION", {"cel": "output.map(a, output + output + output) != []"}, BIG),
     (
         "EXPRESSION",
-        {"cel": "[1,2,3,4,5,6,7,8,9].all(a, [1,2,3,4,5,6,7,8,9].all(b, "
-         "[1,2,3,4,5,6,7,8,9].all(c, !output.contains('aaab'))))"},
+        {
+            "cel": "[1,2,3,4,5,6,7,8,9].all(a, [1,2,3,4,5,6,7,8,9].all(b, "
+            "[1,2,3,4,5,6,7,8,9].all(c, !output.contains('aaab'))))"
+        },
         "a" * 3_000_000,
     ),
     (
         "EXPRESSION",
-        {"cel": "[1,2,3,4,5,6,7,8,9].map(x, [1,2,3,4,5,6,7,8,9].map(y, "
-         "[1,2,3,4,5,6,7,8,9].map(z, output + output + output))) != []"},
+        {
+            "cel": "[1,2,3,4,5,6,7,8,9].map(x, [1,2,3,4,5,6,7,8,9].map(y, "
+            "[1,2,3,4,5,6,7,8,9].map(z, output + output + output))) != []"
+        },
         "a" * 3_000_000,
     ),
     ("JSON_PATH", {"path": "$" + "..*" * 9 + "[?@ == 'no']"}, tree(120, 1)),
-    ("JSON_PATH", {"path": "$[?search(@, '(a|a)*b')]"}, ["a" * 60]),
-    ("JSON_PATH", {"path": "$[?match(@, '((a*)*)*b')]"}, ["a" * 60]),
+    ("JSON_PATH", {"path": SLOW}, ["a" * 60 + "dc"]),
+    ("JSON_PATH", {"path": "$[?match(@, '(a|a)*c')]"}, ["a" * 60 + "dc"]),
     ("JSON_PATH", {"path": "$[?count($..*) > count($..*)]"}, BIG),
 ]
 
@@ -433,7 +450,22 @@ async def test_a_slow_regex_over_much_text_is_bounded(sandbox: Sandbox) -> None:
     assert result.outcome in {FAIL, ERROR}
 
 
-NESTED = ["(", "[", "{", "!", "-", "a(", "a.", "a[", "1+", "a?", "true?true:", "[1].map(a,", "'", "a&&"]
+NESTED = [
+    "(",
+    "[",
+    "{",
+    "!",
+    "-",
+    "a(",
+    "a.",
+    "a[",
+    "1+",
+    "a?",
+    "true?true:",
+    "[1].map(a,",
+    "'",
+    "a&&",
+]
 
 
 @pytest.mark.parametrize("part", NESTED)
@@ -442,11 +474,17 @@ def test_deep_nesting_neither_crashes_nor_hangs_a_parser(part: str, compile: Any
     for times in (10, 100, 2_000 // len(part) - 4):
         for source in (part * times, f"$[?{part * times}"):
             started = time.perf_counter()
-            try:
-                compile(source)
-            except BadSource as e:
-                assert len(str(e)) < 500
+            refused = _refusal(compile, source)
+            assert len(refused) < 500
             assert time.perf_counter() - started < 0.3
+
+
+def _refusal(compile: Any, source: str) -> str:
+    try:
+        compile(source)
+    except BadSource as e:
+        return str(e)
+    return ""
 
 
 async def test_an_output_nested_as_deep_as_json_allows(sandbox: Sandbox) -> None:
@@ -474,6 +512,10 @@ def children() -> list[int]:
     return [int(pid) for file in found for pid in file.read_text().split()]
 
 
+def environment(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
 async def holds(sandbox: Sandbox, source: str = "output == 1", output: Any = 1) -> bool:
     return (await sandbox.evaluate(source, {"input": None, "output": output, "job": {}}))[0]
 
@@ -495,15 +537,13 @@ async def test_a_child_that_died_is_replaced(sandbox: Sandbox) -> None:
     assert await holds(sandbox)
     [child] = set(children()) - set(before)
     os.kill(child, signal.SIGKILL)
-    while child in children():  # the loop reaps it
-        await asyncio.sleep(0)
 
     assert await holds(sandbox)
 
 
 async def test_an_abandoned_call_leaves_no_answer_behind(sandbox: Sandbox) -> None:
     assert await holds(sandbox)
-    slow = asyncio.create_task(sandbox.find("$[?search(@, '(a|a)*b')]", ["a" * 60], []))
+    slow = asyncio.create_task(sandbox.find(SLOW, ["a" * 60 + "dc"], []))
     await asyncio.sleep(0.05)
     slow.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -512,20 +552,18 @@ async def test_an_abandoned_call_leaves_no_answer_behind(sandbox: Sandbox) -> No
     assert await holds(sandbox)
 
 
-async def test_a_child_sees_no_secrets(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_child_sees_no_secrets(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     before = children()
     assert await holds(sandbox)
     [child] = set(children()) - set(before)
 
-    assert Path(f"/proc/{child}/environ").read_bytes().find(b"sk-secret") == -1
+    assert b"sk-secret" not in environment(child)
 
 
 async def test_a_child_is_not_waited_for_for_ever() -> None:
     sandbox = Sandbox(children=1, deadline=1, patience=0.1)
-    slow = asyncio.create_task(sandbox.find("$[?search(@, '(a|a)*b')]", ["a" * 60], []))
+    slow = asyncio.create_task(sandbox.find(SLOW, ["a" * 60 + "dc"], []))
     await asyncio.sleep(0)
 
     with pytest.raises(NotEvaluated, match="too many other checks"):

@@ -16,6 +16,7 @@ from services.criteria import (
     checklist,
     split,
 )
+from services.values import RawJson
 
 TEXTS = {
     "": [],
@@ -94,9 +95,8 @@ def test_keys_are_made_up_around_given_ones() -> None:
 
 
 def test_a_stored_criterion_reads_back() -> None:
-    given = CriterionDraft(
-        text="n", kind=CriterionKind.EXACT, config={"value": None, "pointer": "/n"}, weight=2
-    )
+    config = RawJson({"value": None, "pointer": "/n"})
+    given = CriterionDraft(text="n", kind=CriterionKind.EXACT, config=config, weight=2)
     [item] = checklist(CriteriaDraft(items=[given])).items
 
     assert item.model_dump(mode="json") == {
@@ -171,8 +171,10 @@ DRAFTS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"items": [OPTIONAL]},
         "",
-        "No item is required and the pass threshold is 0, so nothing would decide: "
-        "require an item or set a threshold",
+        (
+            "No item is required and the pass threshold is 0, so nothing would decide: "
+            "require an item or set a threshold"
+        ),
     ),
     (
         {"text": "a", "pass_threshold": 1.1},
@@ -261,17 +263,24 @@ INVALID: list[tuple[str, Any, str, str]] = [
         "JSON_SCHEMA",
         {"schema": {"properties": {"a": {"type": "strin"}}}},
         "config.schema",
-        'config.schema: at properties/a/type: the value is not valid under any of the schemas',
+        "config.schema: at properties/a/type: the value is not valid under any of the schemas",
     ),
     (
         "JSON_SCHEMA",
         {"schema": {"$ref": REMOTE}},
         "config.schema",
-        f"config.schema: Resource '{REMOTE}' is not present in a registry and retrieving it "
-        "failed: ValueError: only references inside the schema are followed",
+        (
+            f"config.schema: Resource '{REMOTE}' is not present in a registry and retrieving it "
+            "failed: ValueError: only references inside the schema are followed"
+        ),
     ),
     ("JSON_SCHEMA", {"schema": 1}, "config.schema", "config.schema: Input should be a valid"),
-    ("JSON_PATH", {"path": "$["}, "config.path", "config.path: unbalanced brackets, line 1, column 2"),
+    (
+        "JSON_PATH",
+        {"path": "$["},
+        "config.path",
+        "config.path: unbalanced brackets, line 1, column 2",
+    ),
     ("JSON_PATH", {"path": "a"}, "config.path", "config.path: expected '$', found 'a'"),
     ("JSON_PATH", {"path": "$[?" + "(" * 990}, "config.path", "config.path: "),
     (

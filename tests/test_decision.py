@@ -69,7 +69,9 @@ def test_then_the_share_of_all_criteria_decides(
             world[n] = outcome
         passed = 1 + world.count(PASS)
         possible.add(PASS if passed / 4 >= threshold else FAIL)
-    expected = possible.pop() if len(possible) == 1 else (ERROR if ERROR in optional else INCONCLUSIVE)
+    expected = (
+        possible.pop() if len(possible) == 1 else (ERROR if ERROR in optional else INCONCLUSIVE)
+    )
 
     decision = decided((PASS,), optional, threshold)
 
@@ -126,8 +128,7 @@ def test_the_summary_names_what_did_not_pass() -> None:
         "FAIL k3 “text 3”, optional: reason 3. ERROR k1 “text 1”: reason 1."
     )
     assert decided((), (PASS, FAIL), 0.25).summary == (
-        "1 of 2 criteria passed (score 0.50, threshold 0.25). "
-        "FAIL k1 “text 1”, optional: reason 1."
+        "1 of 2 criteria passed (score 0.50, threshold 0.25). FAIL k1 “text 1”, optional: reason 1."
     )
     assert decided((FAIL,) * 7).summary.endswith("reason 4. And 2 more.")
 

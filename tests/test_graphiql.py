@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
-import strawberry
-from aiohttp import web
+from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 from graphql import (
     DocumentNode,
@@ -20,39 +18,18 @@ from graphql import (
     validate,
 )
 from playwright.async_api import Locator, Page, expect
-from pytest_aiohttp import AiohttpClient, AiohttpServer
-from strawberry.aiohttp.views import GraphQLView
-from strawberry.types.info import Info
+from pytest_aiohttp import AiohttpClient
 
+from models import Role
 from schema import sdl
-from signoff import graphiql
+from services import keys
+from signoff import database, graphiql
+from signoff.app import create_app
+from signoff.settings import Settings
+from tests.support import databases
 from tests.support.browser import WatchedPage
 
-KEY = '{"Authorization": "Bearer a-key"}'
-
-
-@strawberry.type
-class Viewer:
-    id: strawberry.ID | None
-    name: str
-    role: str
-
-
-@strawberry.type
-class Query:
-    @strawberry.field
-    async def viewer(self, info: Info) -> Viewer:
-        return Viewer(id=None, name="Ada", role=info.context["request"].headers["Authorization"])
-
-
-@strawberry.type
-class Subscription:
-    @strawberry.subscription
-    async def ticks(self, info: Info) -> AsyncGenerator[str]:
-        for tick in (1, 2, 3):
-            yield f"tick {tick} for {info.context['connection_params']['Authorization']}"
-            await asyncio.sleep(0.2)
-        await asyncio.Event().wait()
+CREATE = next(each for each in graphiql.examples() if "mutation CreateJob" in each["query"])
 
 
 def _name(example: graphiql.Example) -> str:
@@ -73,6 +50,7 @@ class Client:
     def __init__(self, page: Page) -> None:
         self._page = page
         self.result = page.locator(".result-window")
+        self.stop_button = page.get_by_role("button", name="Stop query")
 
     async def open_tab(self, name: str) -> None:
         await self._tab(name).click()
@@ -97,22 +75,30 @@ class Client:
     async def run(self) -> None:
         await self._page.get_by_role("button", name="Execute query").click()
 
-    async def stop(self) -> None:
-        await self._page.get_by_role("button", name="Stop query").click()
+
+@pytest.fixture
+def settings(migrated_sqlite: Path, tmp_path: Path) -> Settings:
+    url = databases.sqlite_copy(migrated_sqlite, tmp_path)
+    return Settings(database_url=url, key_file=tmp_path / "signoff.key")
 
 
 @pytest.fixture
-def app() -> web.Application:
-    schema = strawberry.Schema(Query, subscription=Subscription)
-    app = web.Application()
-    app.router.add_route("*", "/graphql", GraphQLView(schema, graphql_ide=None))
-    graphiql.add_routes(app)
-    return app
+async def key(settings: Settings) -> str:
+    """An admin's key: from now on the server asks for one."""
+    async with database.connected(settings.database_url):
+        _, text = await keys.create("Ada", Role.ADMIN)
+    return text
 
 
 @pytest.fixture
-async def site(app: web.Application, aiohttp_server: AiohttpServer) -> TestServer:
-    return await aiohttp_server(app)
+def app(settings: Settings) -> web.Application:
+    return create_app(settings)
+
+
+@pytest.fixture
+async def site(app: web.Application) -> AsyncGenerator[TestServer]:
+    async with TestServer(app) as server:
+        yield server
 
 
 @pytest.fixture
@@ -121,20 +107,52 @@ async def client(site: TestServer, browser_page: WatchedPage) -> Client:
     return Client(browser_page.page)
 
 
-async def test_a_query_and_a_live_subscription_with_the_key_typed_once(
-    client: Client, browser_page: WatchedPage, output: Path
+async def _create_job(site: TestServer, headers: dict[str, str]) -> None:
+    variables = json.loads(CREATE["variables"])
+    del variables["input"]["assign"]
+    body = {"query": CREATE["query"], "variables": variables}
+    async with (
+        ClientSession(headers=headers) as session,
+        session.post(site.make_url("/graphql"), json=body) as response,
+    ):
+        assert (await response.json())["data"]["createJob"]["__typename"] == "Job"
+
+
+async def test_a_query_and_a_live_subscription(
+    client: Client, site: TestServer, browser_page: WatchedPage, output: Path
 ) -> None:
-    await client.set_headers(KEY)
     await client.ask("Me", "query Me { viewer { role } }")
-    await expect(client.result).to_contain_text('"role": "Bearer a-key"')
+    await expect(client.result).to_contain_text('"role": "ADMIN"')
 
     await client.open_tab("StatusChanges")
-    await client.ask("Ticks", "subscription Ticks { ticks }")
-    await expect(client.result).to_contain_text("tick 3 for Bearer a-key")
+    await client.run()
+    await expect(client.stop_button).to_be_visible()
+    await _create_job(site, {})
+    await expect(client.result).to_contain_text('"to": "PENDING"')
     await browser_page.page.screenshot(path=output / "graphiql.png")
-    await client.stop()
+    await client.stop_button.click()
 
     assert (browser_page.errors, browser_page.foreign) == ([], [])
+
+
+async def test_a_key_typed_in_one_tab_opens_the_others_and_the_docs(
+    key: str, client: Client, site: TestServer, browser_page: WatchedPage
+) -> None:
+    headers = {"Authorization": f"Bearer {key}"}
+    await expect(client.result).to_contain_text("Send an API key")
+    await client.set_headers(json.dumps(headers))
+    await client.run()
+    await expect(client.result).to_contain_text('"name": "Ada"')
+
+    await client.open_tab("StatusChanges")
+    await client.run()
+    await expect(client.stop_button).to_be_visible()
+    await _create_job(site, headers)
+    await expect(client.result).to_contain_text('"to": "PENDING"')
+
+    await browser_page.page.get_by_role("button", name="Show Documentation Explorer").click()
+    await expect(browser_page.page.get_by_role("link", name="Subscription")).to_be_visible()
+    assert key not in await browser_page.page.evaluate("JSON.stringify(localStorage)")
 
 
 async def test_every_example_is_a_tab(client: Client, browser_page: WatchedPage) -> None:

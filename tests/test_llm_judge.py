@@ -47,7 +47,13 @@ def request(judge: OpenAIJudge, *criteria: Criterion, output: Any = OUTPUT) -> L
 
 
 def said(**changes: Any) -> dict[str, Any]:
-    return {"criterion": "c1", "reason": "Good.", "evidence": [], "outcome": "PASS"} | changes
+    good: dict[str, Any] = {
+        "criterion": "c1",
+        "reason": "Good.",
+        "evidence": [],
+        "outcome": "PASS",
+    }
+    return good | changes
 
 
 async def failure(judge: OpenAIJudge, *criteria: Criterion) -> JudgeFailed:
@@ -159,9 +165,7 @@ async def test_missing_duplicate_and_unknown_keys(judge: OpenAIJudge, server: Fa
     ]
 
 
-async def test_a_claimed_overall_outcome_is_ignored(
-    judge: OpenAIJudge, server: FakeOpenAI
-) -> None:
+async def test_a_claimed_overall_outcome_is_ignored(judge: OpenAIJudge, server: FakeOpenAI) -> None:
     server.script.append(
         fakes.judges(said(outcome="FAIL"), outcome="PASS", verdict="PASS", score=1)
     )
@@ -181,9 +185,7 @@ async def test_nul_characters_cannot_be_stored(judge: OpenAIJudge, server: FakeO
 
 async def test_of_a_truncated_output_only_shown_failures_stand(server: FakeOpenAI) -> None:
     judge = OpenAIJudge(KEY, server.base_url, "fake", max_retries=0, max_output_bytes=1_000)
-    shown = said(
-        criterion="c2", outcome="FAIL", evidence=[{"pointer": "/text", "quote": "xxx"}]
-    )
+    shown = said(criterion="c2", outcome="FAIL", evidence=[{"pointer": "/text", "quote": "xxx"}])
     unshown = said(criterion="c3", outcome="FAIL")
     server.script.append(fakes.judges(said(), shown, unshown))
 

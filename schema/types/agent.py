@@ -11,7 +11,6 @@ import models
 from models import jsontext
 from resolvers import jobs
 from resolvers.context import Info
-from schema import inputs as _inputs  # noqa: F401 - registers JobFilter
 from schema.connections import Connection, connection
 from schema.enums import AgentAvailability
 from schema.types.node import Node
@@ -60,7 +59,7 @@ class Agent(Node):
         return jsontext.loads(self.output_schema_json)
 
     @strawberry.field(description="Its jobs, newest first.")
-    async def jobs(  # noqa: PLR0913
+    async def jobs(
         self,
         info: Info,
         where: JobFilter | None = None,

@@ -105,7 +105,7 @@ class Job(Node):
         return Verdict.of(row) if row else None
 
     @strawberry.field(description="Its log, oldest first.")
-    async def logs(  # noqa: PLR0913
+    async def logs(
         self,
         info: Info,
         first: int | None = None,

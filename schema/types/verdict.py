@@ -27,7 +27,8 @@ class Criterion:
 
     @classmethod
     def of(cls, item: Mapping[str, Any]) -> Self:
-        return cls(**item | {"kind": CriterionKind(item["kind"])})
+        kind: Any = CriterionKind(item["kind"])
+        return cls(**{**item, "kind": kind})
 
 
 @strawberry.type(description="One version of a job's acceptance criteria.")

@@ -38,7 +38,7 @@ class AgentCallFailed(Exception):
     asked for, at most an hour. No text in it holds a secret of the request.
     """
 
-    def __init__(  # noqa: PLR0913 what the caller's decisions need
+    def __init__(
         self,
         fault: AgentFault,
         message: str,

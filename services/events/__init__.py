@@ -130,9 +130,7 @@ class Events:
                 if row.seq > position:
                     yield row
 
-    async def until(
-        self, found: Callable[[], Awaitable[T | None]], seconds: float
-    ) -> T | None:
+    async def until(self, found: Callable[[], Awaitable[T | None]], seconds: float) -> T | None:
         """What `found` finds, asked now and after each new entry; None after `seconds`."""
         with self._queue() as queue, suppress(TimeoutError):
             async with asyncio.timeout(seconds):

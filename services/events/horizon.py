@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from tortoise import connections
@@ -23,9 +24,7 @@ class Horizon(Protocol):
         """The position from which on nothing can be missed."""
         ...
 
-    async def safe(
-        self, position: int, rows: Sequence[JobLog]
-    ) -> tuple[Sequence[JobLog], bool]:
+    async def safe(self, position: int, rows: Sequence[JobLog]) -> tuple[Sequence[JobLog], bool]:
         """The rows that may be handed on, and whether to look again soon."""
         ...
 
@@ -39,37 +38,37 @@ class InOrder:
         last = await JobLog.all().order_by("-seq").first()
         return last.seq if last else 0
 
-    async def safe(
-        self, position: int, rows: Sequence[JobLog]
-    ) -> tuple[Sequence[JobLog], bool]:
+    async def safe(self, position: int, rows: Sequence[JobLog]) -> tuple[Sequence[JobLog], bool]:
         return rows, False
 
 
 class Gapless:
     """Postgres: what has no gap is complete, since positions are handed out one by one.
 
-    A gap is a transaction that is open or was rolled back. It is skipped when a look at
-    the log shows it still, after every transaction has ended that was open when it was
-    first seen. Whoever writes to the log has its transaction id before its position.
+    A gap is a transaction that is open or was rolled back. Whoever takes a position holds
+    a lock on the table until it ends, so a gap is skipped when the log still shows it after
+    all those have ended that held one when it was first seen.
     """
 
     pause_seconds = 0.02
+    start_seconds = 10.0
+    """How long a start waits for writers of the moment; longer ones are not worth a delay."""
 
     def __init__(self) -> None:
         self._gap_after: int | None = None
-        self._next = 0
+        self._suspects: set[str] = set()
         self._ended = False
 
     async def start(self) -> int:
-        _, waited_for = await _snapshot()
+        suspects = await _writers()
         position = await InOrder().start()
-        while (await _snapshot())[0] < waited_for:
-            await asyncio.sleep(self.pause_seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.start_seconds):
+                while suspects & await _writers():  # noqa: ASYNC110 - nobody tells us
+                    await asyncio.sleep(self.pause_seconds)
         return position
 
-    async def safe(
-        self, position: int, rows: Sequence[JobLog]
-    ) -> tuple[Sequence[JobLog], bool]:
+    async def safe(self, position: int, rows: Sequence[JobLog]) -> tuple[Sequence[JobLog], bool]:
         for index, row in enumerate(rows):
             if row.seq != position + 1 and not (self._ended and self._gap_after == position):
                 await self._look(position)
@@ -78,16 +77,18 @@ class Gapless:
         return rows, False
 
     async def _look(self, gap_after: int) -> None:
-        oldest, self_next = await _snapshot()
+        writers = await _writers()
         if self._gap_after != gap_after:
-            self._gap_after, self._next = gap_after, self_next
-        self._ended = oldest >= self._next
+            self._gap_after, self._suspects = gap_after, writers
+        self._suspects &= writers
+        self._ended = not self._suspects
 
 
-async def _snapshot() -> tuple[int, int]:
-    """The oldest transaction still open, and the next one to begin."""
-    (row,) = await connections.get("default").execute_query_dict(
-        "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS oldest, "
-        "pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next"
+async def _writers() -> set[str]:
+    """The transactions that may have taken a position of the log and are still open."""
+    rows = await connections.get("default").execute_query_dict(
+        "SELECT virtualtransaction AS id FROM pg_locks "
+        "WHERE relation = 'job_logs'::regclass AND mode = 'RowExclusiveLock' AND granted "
+        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    return int(row["oldest"]), int(row["next"])
+    return {row["id"] for row in rows}

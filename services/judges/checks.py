@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from traceback import format_exc
 from typing import Any
 
 import structlog
@@ -12,7 +13,7 @@ from services import json_schemas
 from services.criteria import Criterion
 from services.judges import languages, pointers
 from services.judges.base import CriterionResult, Evidence, Subject
-from services.judges.languages import NotEvaluated, shown
+from services.judges.languages import NotEvaluated, cut, shown
 from services.judges.sandbox import Sandbox
 
 PASS, FAIL = VerdictOutcome.PASS, VerdictOutcome.FAIL
@@ -66,9 +67,9 @@ async def regex(subject: Subject, criterion: Criterion, sandbox: Sandbox) -> Cri
         span = await sandbox.search(pattern, text)
     if span:
         match = text[slice(*span)]
-        reason = f"{_at(pointer)} matches {pattern} with {shown(match)}."
+        reason = f"{_at(pointer)} matches {cut(pattern)} with {shown(match)}."
         return _found(criterion, reason, pointer, match)
-    reason = f"Expected {_at(pointer)} to match {pattern}, it is {shown(value)}."
+    reason = f"Expected {_at(pointer)} to match {cut(pattern)}, it is {shown(value)}."
     return _not(criterion, reason, pointer, value)
 
 
@@ -85,9 +86,9 @@ async def json_schema(subject: Subject, criterion: Criterion, sandbox: Sandbox) 
 
 async def json_path(subject: Subject, criterion: Criterion, sandbox: Sandbox) -> CriterionResult:
     """`value`: some selected node equals it. `exists`: something is selected, or nothing."""
-    config, path = criterion.config, criterion.config["path"]
+    config, path = criterion.config, cut(criterion.config["path"])
     wanted = [config["value"]] if "value" in config else []
-    answer = await sandbox.find(path, subject.output, wanted)
+    answer = await sandbox.find(config["path"], subject.output, wanted)
     found, first = answer["found"], answer["first"]
     place = found or first
     evidence = [_place(place)] if place else []
@@ -110,6 +111,7 @@ async def expression(subject: Subject, criterion: Criterion, sandbox: Sandbox) -
     source = criterion.config["cel"]
     variables = {"input": subject.input, "output": subject.output, "job": subject.job}
     holds, why = await sandbox.evaluate(source, variables)
+    source = cut(source)
     if holds:
         return CriterionResult.of(criterion.key, PASS, f"{source} is true.")
     reason = f"{source} cannot be computed of this output: {why}." if why else f"{source} is false."
@@ -149,8 +151,9 @@ async def _run(
         return CriterionResult.of(criterion.key, FAIL, f"There is nothing at {e} in the output.")
     except NotEvaluated as e:
         return CriterionResult.errored(criterion.key, f"The check came to no answer: {e}.")
-    except Exception:
-        log.exception("check broke", kind=criterion.kind.value)
+    except Exception:  # noqa: BLE001 - a bug of ours must not reject good work
+        # Not `log.exception`: a formatter that shows locals would write out the whole output.
+        log.error("check broke", kind=criterion.kind, traceback=format_exc(limit=-5))  # noqa: TRY400
         return CriterionResult.errored(criterion.key, "The check broke; this is a bug of Signoff.")
 
 
@@ -168,7 +171,7 @@ def _at(pointer: str) -> str:
 
 def _text(value: Any) -> str:
     """A string as it is; of anything else its compact JSON."""
-    return value if isinstance(value, str) else jsontext.dumps(value)
+    return value if isinstance(value, str) else languages.compact(value)
 
 
 def _quote(value: Any) -> str:

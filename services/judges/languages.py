@@ -50,8 +50,18 @@ class NotEvaluated(Exception):
 
 def shown(value: Any) -> str:
     """A value as people read it, cut to a line."""
-    text = orjson.dumps(value).decode()
+    return cut(compact(value))
+
+
+def cut(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def compact(value: Any) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError as e:  # nested more deeply than can be written
+        raise NotEvaluated(f"the value cannot be read: {e}") from None
 
 
 def same(a: Any, b: Any) -> bool:
@@ -89,8 +99,8 @@ def evaluate(source: str, variables: dict[str, Any]) -> tuple[bool, str]:
     if kind == "ERROR":
         code, _, reason = str(value).partition(": ")
         if code not in ABOUT_THE_DATA:
-            raise NotEvaluated(str(value)[:SHOWN])
-        return False, reason[:SHOWN]
+            raise NotEvaluated(cut(str(value)))
+        return False, cut(reason)
     if kind != "BOOL":
         raise NotEvaluated(f"the expression gave a {kind.lower()}, not true or false")
     return bool(value), ""
@@ -104,7 +114,7 @@ def json_path(source: str) -> JSONPathQuery:
     try:
         return compile(source)
     except JSONPathError as e:
-        raise BadSource(str(e)) from None
+        raise BadSource(cut(str(e))) from None
     except RecursionError:
         raise BadSource("the path is nested too deeply") from None
 
@@ -121,7 +131,7 @@ def find(source: str, value: Any, wanted: list[Any]) -> dict[str, Any]:
             if not wanted or same(node.value, wanted[0]):
                 return {"found": place, "first": first}
     except (JSONPathError, RecursionError) as e:
-        raise NotEvaluated(str(e)) from None
+        raise NotEvaluated(cut(str(e))) from None
     return {"found": None, "first": first}
 
 
@@ -137,7 +147,7 @@ def regex(pattern: str) -> Regex:
         return re2.compile(pattern, options)
     except re2.error as e:
         reason = e.args[0]
-        raise BadSource(reason.decode(errors="replace")) from None
+        raise BadSource(cut(reason.decode(errors="replace"))) from None
 
 
 def search(pattern: str, text: str) -> tuple[int, int] | None:
@@ -160,7 +170,7 @@ def schema(text: str) -> Validator:
     except rs.ValidationError as e:
         raise BadSource(_schema_reason(e)) from None
     except (rs.ReferencingError, ValueError, TypeError) as e:
-        raise BadSource(str(e)[:SHOWN]) from None
+        raise BadSource(cut(str(e))) from None
 
 
 def mismatch(text: str, value: Any) -> dict[str, Any] | None:
@@ -171,8 +181,7 @@ def mismatch(text: str, value: Any) -> dict[str, Any] | None:
     try:
         validator.validate(value)
     except rs.ValidationError as e:
-        message = e.message if len(e.message) <= SHOWN else f"{e.message[:SHOWN]}…"
-        return {"message": message, "path": list(e.instance_path), "keyword": e.kind.name}
+        return {"message": cut(e.message), "path": list(e.instance_path), "keyword": e.kind.name}
     return None
 
 

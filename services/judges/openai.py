@@ -13,10 +13,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from models import CriterionKind, VerdictOutcome, jsontext
 from services.criteria import Criterion
@@ -29,6 +29,14 @@ from services.judges.base import (
     LLMRequest,
     Subject,
     errored,
+)
+from services.judges.openai_answers import (
+    ChatBody,
+    Judgement,
+    Judgements,
+    Quote,
+    ResponsesBody,
+    Usage,
 )
 
 if TYPE_CHECKING:
@@ -68,110 +76,13 @@ SAID: dict[int, tuple[str, str]] = {
 }
 
 
-class Quote(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    pointer: str | None
-    quote: str | None
-
-
-class Judgement(BaseModel):
-    """What the model says of one criterion."""
-
-    model_config = ConfigDict(strict=True)
-
-    criterion: str
-    reason: str
-    evidence: list[Quote]
-    outcome: Literal["PASS", "FAIL", "INCONCLUSIVE"]
-
-
-class Judgements(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    results: list[Judgement]
-
-
-class OutputPart(BaseModel):
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-
-
-class OutputItem(BaseModel):
-    type: str
-    content: list[OutputPart] | None = None
-
-
-class Said(BaseModel):
-    """A problem, as a server tells it."""
-
-    message: str | None = None
-    reason: str | None = None
-
-
-class Usage(BaseModel):
-    input_tokens: int = 0
-    output_tokens: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class ResponsesBody(BaseModel):
-    model: str = ""
-    status: str
-    output: list[OutputItem]
-    error: Said | None = None
-    incomplete_details: Said | None = None
-    usage: Usage | None = None
-
-    def text(self) -> str:
-        if self.status == "incomplete":
-            why = self.incomplete_details.reason if self.incomplete_details else None
-            raise JudgeFailed(*_cut_short(why))
-        if self.status != "completed":
-            why = self.error.message if self.error else self.status
-            raise JudgeFailed("FAILED", f"The judge's model failed: {why}")
-        parts = [
-            part for item in self.output if item.type == "message" for part in item.content or ()
-        ]
-        for part in parts:
-            if part.type == "refusal":
-                raise JudgeFailed("REFUSED", f"The judge's model refused: {part.refusal}")
-        return "".join(part.text or "" for part in parts if part.type == "output_text")
-
-
-class ChatMessage(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class ChatChoice(BaseModel):
-    message: ChatMessage
-    finish_reason: str | None = None
-
-
-class ChatBody(BaseModel):
-    model: str = ""
-    choices: list[ChatChoice] = Field(min_length=1)
-    usage: Usage | None = None
-
-    def text(self) -> str:
-        choice = self.choices[0]
-        if choice.message.refusal:
-            raise JudgeFailed("REFUSED", f"The judge's model refused: {choice.message.refusal}")
-        if choice.finish_reason != "stop":
-            raise JudgeFailed(*_cut_short(choice.finish_reason))
-        return choice.message.content or ""
-
-
 class OpenAIJudge:
     """Asks `model`; by the Responses API, or by chat completions where that does not exist.
 
     `timeout_seconds` bounds a whole judgement, its retries too.
     """
 
-    def __init__(  # noqa: PLR0913 - each is a setting
+    def __init__(
         self,
         api_key: str,
         base_url: str | None,
@@ -276,10 +187,11 @@ class OpenAIJudge:
             raise
         except JudgeFailed:
             raise
-        except Exception as e:
-            # The client lets through whatever its parts raise, on bodies cut short for one.
+        except Exception as e:  # noqa: BLE001 - the client lets through what its parts raise
             why = type(e).__name__
-            raise JudgeFailed("UNREADABLE", f"The judge's answer could not be read: {why}") from None
+            raise JudgeFailed(
+                "UNREADABLE", f"The judge's answer could not be read: {why}"
+            ) from None
 
     async def _by_either(self, client: openai.AsyncOpenAI, request: LLMRequest) -> Any:
         import openai  # noqa: PLC0415 - loaded by now
@@ -458,12 +370,6 @@ def _capped(text: str, limit: int) -> str:
         return text
     kept = content[:limit].decode(errors="ignore")
     return f"{kept}\n[cut here: the first {limit} of {len(content)} bytes]"
-
-
-def _cut_short(why: str | None) -> tuple[str, str]:
-    if why == "content_filter":
-        return "FILTERED", "The judge's answer was stopped by its content filter"
-    return "INCOMPLETE", f"The judge's answer is incomplete ({why or 'no reason given'})"
 
 
 def _told_by(body: Any) -> str:

@@ -30,6 +30,10 @@ START = (
 )
 
 
+class ChildDied(Exception):
+    """The child ended before it answered."""
+
+
 class Sandbox:
     """A few warm children, started when first needed. `close` it when done.
 
@@ -72,8 +76,10 @@ class Sandbox:
             frame = orjson.dumps([function, *arguments])
         except TypeError as e:
             raise NotEvaluated(f"the value cannot be read: {e}") from None
-        async with self._child() as child:
-            answer = await self._exchange(child, frame)
+        try:
+            answer = await self._exchange(frame)
+        except ChildDied:  # perhaps before it was called
+            answer = await self._again(frame)
         if "error" in answer:
             raise NotEvaluated(answer["error"])
         return answer["result"]
@@ -127,10 +133,17 @@ class Sandbox:
             raise
         return child
 
-    async def _exchange(self, child: asyncio.subprocess.Process, frame: bytes) -> dict[str, Any]:
-        assert child.stdin  # noqa: S101 - a pipe was asked for
-        child.stdin.write(LENGTH.pack(len(frame)) + frame)
-        return await _answer(child, self._deadline)
+    async def _again(self, frame: bytes) -> dict[str, Any]:
+        try:
+            return await self._exchange(frame)
+        except ChildDied:
+            raise NotEvaluated("it needed too much memory, or broke the evaluator") from None
+
+    async def _exchange(self, frame: bytes) -> dict[str, Any]:
+        async with self._child() as child:
+            assert child.stdin  # noqa: S101 - a pipe was asked for
+            child.stdin.write(LENGTH.pack(len(frame)) + frame)
+            return await _answer(child, self._deadline)
 
 
 async def _answer(child: asyncio.subprocess.Process, seconds: float) -> dict[str, Any]:
@@ -144,7 +157,7 @@ async def _answer(child: asyncio.subprocess.Process, seconds: float) -> dict[str
     except TimeoutError:
         raise NotEvaluated(f"it took longer than {seconds:g} s") from None
     except (asyncio.IncompleteReadError, ConnectionError):
-        raise NotEvaluated("it needed too much memory, or broke the evaluator") from None
+        raise ChildDied from None
 
 
 def _signal(child: asyncio.subprocess.Process) -> None:

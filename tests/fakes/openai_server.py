@@ -48,7 +48,7 @@ class FakeOpenAI:
 
     def answer(self, request: web.Request, text: str) -> web.Response:
         """`text` as what the model said."""
-        part = {"type": "output_text", "text": text, "annotations": []}
+        part: JSON = {"type": "output_text", "text": text, "annotations": []}
         return web.json_response(_envelope(request, part))
 
 
