@@ -59,6 +59,7 @@ createRoot(document.getElementById("graphiql")).render(
     defaultTabs={defaultTabs}
     defaultEditorToolsVisibility="variables"
     showPersistHeadersSettings={false}
+    plugins={[]} // no history: it stores headers, and so API keys
   >
     <GraphiQL.Logo>
       <Logo />

@@ -1,6 +1,6 @@
 """Tortoise tables. The innermost layer: imports nothing of ours."""
 
-from models import jsontext
+from models import jsontext, statements
 from models.agent import Agent, AgentAvailability
 from models.api_key import ApiKey, Role
 from models.attempt import Attempt, AttemptState
@@ -42,4 +42,5 @@ __all__ = [
     "Verdict",
     "VerdictOutcome",
     "jsontext",
+    "statements",
 ]

@@ -9,8 +9,8 @@ from models.base import Table
 class IdempotencyKey(Table):
     """A mutation that was answered, so that its repetition gets the same answer.
 
-    The row is written before the job is touched: a twin waits for it, on Postgres in the
-    unique index. So `job_id` refers to a job that may not be there yet.
+    The row is written before the job is: a twin waits for it, on Postgres in the unique
+    index. So `job_id` is no foreign key.
     """
 
     viewer_id = fields.CharField(max_length=200)

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import AfterValidator, Field
 from tortoise.exceptions import IntegrityError
 
-from models import Agent, AgentAvailability, jsontext
+from models import Agent, AgentAvailability, jsontext, statements
 from models.base import uuid7
 from services import agent_http, json_schemas
 from services.agent_http import AgentCallFailed, AgentRequest
 from services.errors import AgentUnavailable, InvalidInput, NotFound, SchemaMismatch
 from services.judges.languages import NotEvaluated
 from services.runtime import Runtime
-from services.transactions import atomic
+from services.transactions import atomic, current
 from services.values import (
+    STORABLE,
     AgentId,
     Command,
     Json,
     LongText,
     Name,
     RawJson,
-    Text,
     Version,
     public_id,
 )
@@ -64,8 +65,8 @@ class SaveAgent(Command):
     )
     name: Name = Field(description="Unique, shown in lists.")
     description: LongText | None = Field(default=None, description="What it can do.")
-    endpoint_url: Annotated[Text, AfterValidator(_url)] = Field(
-        max_length=2000, description="Where requests are POSTed: http or https."
+    endpoint_url: Annotated[str, Field(max_length=2000), STORABLE, AfterValidator(_url)] = Field(
+        description="Where requests are POSTed: http or https."
     )
     input_schema: Schema | None = Field(
         default=None, description="JSON Schema that a job's input must fit."
@@ -73,15 +74,15 @@ class SaveAgent(Command):
     output_schema: Schema | None = Field(
         default=None, description="JSON Schema that its responses must fit."
     )
-    auth_header: Annotated[Text, AfterValidator(_header)] | None = Field(
+    auth_header: (
+        Annotated[str, Field(max_length=8000), STORABLE, AfterValidator(_header)] | None
+    ) = Field(
         default=None,
-        max_length=8000,
         description="Write-only. A header line sent with every request, such as "
         "`Authorization: Bearer …`; an empty string removes it.",
     )
-    secret: Annotated[Text, AfterValidator(_secret)] | None = Field(
+    secret: Annotated[str, Field(max_length=200), STORABLE, AfterValidator(_secret)] | None = Field(
         default=None,
-        max_length=200,
         description="Write-only. The Standard Webhooks secret requests are signed with, "
         "`whsec_…`; absent: one is made and told once, in `signingSecret`.",
     )
@@ -139,7 +140,8 @@ async def _save(rt: Runtime, command: SaveAgent) -> Saved:
         secret = command.secret or agent_http.new_secret()
         columns.setdefault("description", "")
         columns.setdefault("signing_secret_sealed", rt.vault.seal(secret))
-        made = await Agent.create(**columns)
+        made = Agent(**columns)
+        current().insert(made)
         return Saved(made, None if command.secret else secret)
     agent = await get(command.id)
     if command.expected_version not in (None, agent.version):
@@ -148,9 +150,21 @@ async def _save(rt: Runtime, command: SaveAgent) -> Saved:
             "expectedVersion",
             message=f"the agent has changed: it is at version {agent.version}",
         )
-    agent.update_from_dict(columns | {"version": agent.version + 1})
-    await agent.save()
+    _change(agent, columns)
     return Saved(agent, None)
+
+
+def _change(agent: Agent, changes: dict[str, Any]) -> None:
+    """Write changes to `agent` as it was read."""
+
+    async def refuse() -> None:
+        raise InvalidInput.at("id", message="the agent was changed at the same time; try again")
+
+    seen = {"id": agent.id, "version": agent.version}
+    changes |= {"version": agent.version + 1, "updated_at": datetime.now(UTC)}
+    current().swap(Agent, seen, changes, refuse)
+    for name, value in changes.items():
+        setattr(agent, name, value)
 
 
 def _columns(rt: Runtime, command: SaveAgent) -> dict[str, Any]:
@@ -184,14 +198,12 @@ def _check_reachable(rt: Runtime, url: str) -> None:
 @atomic
 async def set_availability(rt: Runtime, agent_id: UUID, availability: AgentAvailability) -> Agent:
     agent = await get(agent_id)
-    agent.availability = availability
-    agent.version += 1
-    await agent.save(update_fields=["availability", "version", "updated_at"])
+    _change(agent, {"availability": availability})
     return agent
 
 
 async def get(agent_id: UUID) -> Agent:
-    agent = await Agent.get_or_none(id=agent_id)
+    agent = await statements.fetch(Agent, id=agent_id)
     if agent is None:
         raise NotFound(public_id("agent", agent_id))
     return agent

@@ -9,7 +9,7 @@ from typing import Any
 from models import Agent, Attempt, Job, JobLogType, JobPhase, StatusReason, jsontext
 from services import lifecycle, log
 from services.actors import SYSTEM
-from services.errors import SignoffError
+from services.errors import IllegalTransition, NotFound, VersionConflict
 from services.lifecycle import Event
 from services.runtime import Runtime
 from services.transactions import atomic
@@ -29,20 +29,17 @@ class Run:
         return public_id("attempt", self.attempt.id)
 
 
-class Overtaken(Exception):
-    """The attempt was ended by somebody else; what it still brings is not applied."""
+OVERTAKEN = (IllegalTransition, VersionConflict, NotFound)
+"""The attempt was ended by somebody else; what it still brings is not applied."""
 
 
 async def advance(
     rt: Runtime, this: Run, phase: JobPhase, *, attempt: Mapping[str, Any], **changes: Any
 ) -> None:
-    """The next step of the attempt, or `Overtaken`."""
-    try:
-        await lifecycle.move(
-            rt, this.job, Event.ADVANCE, SYSTEM, phase=phase, attempt=attempt, **changes
-        )
-    except SignoffError:
-        raise Overtaken from None
+    """The next step of the attempt, or one of `OVERTAKEN`."""
+    await lifecycle.move(
+        rt, this.job, Event.ADVANCE, SYSTEM, phase=phase, attempt=attempt, **changes
+    )
 
 
 def tell(this: Run, type: JobLogType, message: str, payload: Any) -> None:
@@ -64,20 +61,17 @@ async def settle(
     error: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> None:
-    """End the attempt, or `Overtaken`."""
-    try:
-        await lifecycle.move(
-            rt,
-            this.job,
-            event,
-            SYSTEM,
-            reason=reason,
-            message=message,
-            attempt={"error_json": jsontext.dumps(error)} if error else None,
-            **changes,
-        )
-    except SignoffError:
-        raise Overtaken from None
+    """End the attempt, or raise one of `OVERTAKEN`."""
+    await lifecycle.move(
+        rt,
+        this.job,
+        event,
+        SYSTEM,
+        reason=reason,
+        message=message,
+        attempt={"error_json": jsontext.dumps(error)} if error else None,
+        **changes,
+    )
 
 
 def problem(

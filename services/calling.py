@@ -14,7 +14,7 @@ import orjson
 from models import Agent, AttemptState, Job, JobLogType, JobPhase, StatusReason, jsontext
 from services import agents, attempts
 from services.agent_http import AgentCallFailed, AgentFault, AgentReply
-from services.attempts import Overtaken, Run
+from services.attempts import OVERTAKEN, Run
 from services.lifecycle import Event
 from services.runtime import Runtime
 from services.transactions import atomic
@@ -23,7 +23,7 @@ from services.values import public_id
 
 async def ask(rt: Runtime, this: Run) -> bool:
     """Get the agent's response on record; False if the job was settled without one."""
-    if this.attempt.started_at is not None and not this.agent.idempotent:
+    if _was_cut_off(this) and not this.agent.idempotent:
         await _lose(rt, this)
         return False
     clock = asyncio.get_running_loop().time
@@ -55,6 +55,11 @@ async def ask(rt: Runtime, this: Run) -> bool:
         await _record_response(rt, this, reply)
         return True
     raise AssertionError
+
+
+def _was_cut_off(this: Run) -> bool:
+    """Whether a server stopped in the midst of a call; between two tries none was under way."""
+    return this.attempt.started_at is not None and this.job.phase is not JobPhase.RETRY_WAIT
 
 
 def _may_repeat(failure: AgentCallFailed, agent: Agent) -> bool:
@@ -113,7 +118,7 @@ def _described(failure: AgentCallFailed) -> dict[str, Any]:
 async def _record_response(rt: Runtime, this: Run, reply: AgentReply) -> None:
     try:
         await _apply_response(rt, this, reply)
-    except Overtaken:
+    except OVERTAKEN:
         await _log_late(rt, this, reply)
         raise
 

@@ -110,9 +110,7 @@ class Engine:
     async def enqueue(self, connection: Any, jobs: Sequence[Job]) -> None:
         """On Postgres: the queue entry, in the transaction that is open on `connection`."""
         if self._dsn is not None:
-            async with connection.acquire_connection() as raw:
-                queue = Queries(AsyncpgDriver(raw))
-                await queue.enqueue(**messages(jobs), on_conflict="skip")
+            await Queries(AsyncpgDriver(connection)).enqueue(**messages(jobs), on_conflict="skip")
 
     async def enqueued(self, jobs: Sequence[Job]) -> None:
         """In memory: the queue entry, after the commit of the request."""

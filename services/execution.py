@@ -26,10 +26,11 @@ from models import (
     StatusReason,
     Verdict,
     jsontext,
+    statements,
 )
 from services import attempts, calling, idempotency, jobs, judging, lifecycle
 from services.actors import Viewer
-from services.attempts import Overtaken, Run
+from services.attempts import OVERTAKEN, Run
 from services.idempotency import Keyed
 from services.lifecycle import Event
 from services.runtime import Runtime
@@ -83,7 +84,7 @@ async def accept(
     expected_version: int | None = None,
 ) -> Job:
     """Open the next attempt and hand it to the engine."""
-    agent = await Agent.get(id=job.agent_id) if job.agent_id else None
+    agent = await statements.fetch(Agent, id=job.agent_id) if job.agent_id else None
     lifecycle.demand(job, Event.EXECUTE, viewer, agent=agent, expected_version=expected_version)
     assert agent is not None  # noqa: S101 - the guard of EXECUTE
     hints = await _feedback(job, feedback) if agent.accepts_feedback else []
@@ -97,14 +98,16 @@ async def accept(
         phase=JobPhase.QUEUED,
         attempt_count=job.attempt_count + 1,
     )
-    await Attempt.create(
-        job_id=job.id,
-        agent_id=agent.id,
-        number=job.attempt_count,
-        state=AttemptState.QUEUED,
-        criteria_version=job.criteria_version,
-        feedback_json=jsontext.dumps(hints),
-        agent_snapshot_json=jsontext.dumps(_snapshot(agent)),
+    current().insert(
+        Attempt(
+            job_id=job.id,
+            agent_id=agent.id,
+            number=job.attempt_count,
+            state=AttemptState.QUEUED,
+            criteria_version=job.criteria_version,
+            feedback_json=jsontext.dumps(hints),
+            agent_snapshot_json=jsontext.dumps(_snapshot(agent)),
+        )
     )
     current().executions.append(job)
     return job
@@ -149,34 +152,39 @@ def is_running(job: Job) -> bool:
     return job.status is JobStatus.IN_EXECUTION and job.phase is not JobPhase.AWAITING_REVIEW
 
 
+async def _under_way(job_id: UUID, number: int) -> Run | None:
+    job = await statements.fetch(Job, id=job_id)
+    if job is None or job.attempt_count != number or not is_running(job):
+        return None
+    attempt = await statements.fetch(Attempt, job_id=job_id, number=number)
+    agent = await statements.fetch(Agent, id=job.agent_id)
+    assert attempt is not None and agent is not None  # noqa: S101, PT018 - a running job has both
+    return Run(job, agent, attempt)
+
+
 async def run(rt: Runtime, job_id: UUID, number: int) -> None:
     """Do, or go on with, attempt `number`. Doing a finished one again does nothing."""
-    job = await Job.get_or_none(id=job_id).select_related("agent")
-    if job is None or job.attempt_count != number or not is_running(job):
+    this = await _under_way(job_id, number)
+    if this is None:
         return
-    attempt = await Attempt.get(job_id=job_id, number=number)
-    agent = job.agent
-    assert agent is not None  # noqa: S101 - a running job keeps its agent
-    this = Run(job, agent, attempt)
+    job, attempt = this.job, this.attempt
     with structlog.contextvars.bound_contextvars(
         job_id=public_id("job", job.id), attempt=attempt.number
     ):
         try:
             if attempt.responded_at is not None or await calling.ask(rt, this):
                 await judging.judge(rt, this)
-        except Overtaken:
+        except OVERTAKEN:
             logger.info("attempt overtaken")
 
 
 async def give_up(rt: Runtime, job_id: UUID, number: int) -> None:
     """Settle an attempt that fails for reasons of our own, again and again."""
-    job = await Job.get_or_none(id=job_id).select_related("agent")
-    if job is None or job.attempt_count != number or not is_running(job):
+    this = await _under_way(job_id, number)
+    if this is None:
         return
-    assert job.agent is not None  # noqa: S101 - a running job keeps its agent
-    this = Run(job, job.agent, await Attempt.get(job_id=job_id, number=number))
     message = "Signoff failed to run this attempt; its log has the reason. Execute the job again."
     error = attempts.problem("WORKER_LOST", message, retryable=True, may_have_executed=True)
-    with suppress(Overtaken):
+    with suppress(*OVERTAKEN):
         reason = StatusReason.WORKER_LOST
         await attempts.settle(rt, this, Event.LOSE, reason, message, error=error)

@@ -15,7 +15,7 @@ from models import IdempotencyKey, Job
 from services.actors import Viewer
 from services.errors import IdempotencyConflict
 from services.runtime import Runtime
-from services.transactions import atomic
+from services.transactions import atomic, current
 from services.values import Command, Key
 
 KEPT = timedelta(hours=48)
@@ -76,11 +76,13 @@ async def _first(
     known = await _known(viewer, command)
     if known is not None:
         return known
-    await IdempotencyKey.create(
-        viewer_id=viewer.id,
-        key=command.idempotency_key,
-        request_hash=_digest(command),
-        job_id=job_id,
+    current().insert(
+        IdempotencyKey(
+            viewer_id=viewer.id,
+            key=command.idempotency_key,
+            request_hash=_digest(command),
+            job_id=job_id,
+        )
     )
     return await do()
 

@@ -21,6 +21,7 @@ from models import (
     JobTag,
     StatusReason,
     jsontext,
+    statements,
 )
 from models.base import uuid7
 from services import agents, criteria, idempotency, lifecycle, log
@@ -30,8 +31,9 @@ from services.errors import Forbidden, NotFound
 from services.idempotency import Keyed
 from services.lifecycle import Event
 from services.runtime import Runtime
-from services.transactions import atomic
+from services.transactions import atomic, current
 from services.values import (
+    STORABLE,
     AgentId,
     Command,
     JobId,
@@ -39,12 +41,11 @@ from services.values import (
     LongText,
     Name,
     Reason,
-    Text,
     Version,
     public_id,
 )
 
-Tag = Annotated[Text, Field(min_length=1, max_length=100)]
+Tag = Annotated[str, Field(min_length=1, max_length=100), STORABLE]
 
 
 def _distinct(tags: list[str]) -> list[str]:
@@ -105,7 +106,7 @@ async def _create(
     rt: Runtime, viewer: Viewer, command: CreateJob, job_id: UUID, agent_id: UUID | None
 ) -> Job:
     checklist = criteria.checklist(command.acceptance_criteria)
-    job = await Job.create(
+    job = Job(
         id=job_id,
         name=command.name,
         description=command.description,
@@ -121,8 +122,9 @@ async def _create(
         created_by_id=viewer.id,
         created_by_name=viewer.name,
     )
-    await _write_criteria(job, checklist)
-    await _write_tags(job, command.tags)
+    current().insert(job)
+    _write_criteria(job, checklist)
+    _write_tags(job, command.tags)
     lifecycle.log_status(job, "CREATE", None, viewer, job.status_message)
     return job
 
@@ -139,19 +141,20 @@ def _missing_judge(rt: Runtime, checklist: Checklist) -> str | None:
     )
 
 
-async def _write_criteria(job: Job, checklist: Checklist) -> None:
-    await CriteriaSet.create(
-        job_id=job.id,
-        version=job.criteria_version,
-        text=checklist.text,
-        items_json=jsontext.dumps([item.model_dump(mode="json") for item in checklist.items]),
-        pass_threshold=checklist.pass_threshold,
+def _write_criteria(job: Job, checklist: Checklist) -> None:
+    current().insert(
+        CriteriaSet(
+            job_id=job.id,
+            version=job.criteria_version,
+            text=checklist.text,
+            items_json=jsontext.dumps([item.model_dump(mode="json") for item in checklist.items]),
+            pass_threshold=checklist.pass_threshold,
+        )
     )
 
 
-async def _write_tags(job: Job, tags: Sequence[str]) -> None:
-    if tags:
-        await JobTag.bulk_create([JobTag(job_id=job.id, tag=tag) for tag in tags])
+def _write_tags(job: Job, tags: Sequence[str]) -> None:
+    current().insert(*[JobTag(job_id=job.id, tag=tag) for tag in tags])
 
 
 async def update(rt: Runtime, viewer: Viewer, command: UpdateJob) -> Job:
@@ -187,10 +190,10 @@ async def _update(rt: Runtime, viewer: Viewer, job: Job, command: UpdateJob) -> 
         **changes,
     )
     if checklist is not None:
-        await _write_criteria(job, checklist)
+        _write_criteria(job, checklist)
     if command.tags is not None:
-        await JobTag.filter(job_id=job.id).delete()
-        await _write_tags(job, command.tags)
+        current().delete(JobTag, {"job_id": job.id})
+        _write_tags(job, command.tags)
     return job
 
 
@@ -201,13 +204,13 @@ async def add_note(rt: Runtime, viewer: Viewer, job_id: UUID, message: Reason) -
     if not (viewer.owns(job) or viewer.is_admin):
         raise Forbidden("Only the owner or an admin may add notes to this job.")
     entry = log.entry(job, JobLogType.NOTE, viewer, message=message)
-    await entry.save()
+    current().insert_keyed(entry, "seq")
     return entry
 
 
 async def get(viewer: Viewer, job_id: UUID) -> Job:
     """Raises `NotFound` for a missing job, and for one that the viewer must not see."""
-    job = await Job.get_or_none(id=job_id)
+    job = await statements.fetch(Job, id=job_id)
     if job is None or not viewer.sees(job):
         raise NotFound(public_id("job", job_id))
     return job

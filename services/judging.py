@@ -18,6 +18,7 @@ from models import (
     Verdict,
     VerdictOutcome,
     jsontext,
+    statements,
 )
 from services import attempts, json_schemas
 from services.attempts import Run
@@ -28,7 +29,7 @@ from services.judges.decision import Decision, decide
 from services.judges.languages import NotEvaluated
 from services.lifecycle import Event
 from services.runtime import Runtime
-from services.transactions import atomic
+from services.transactions import atomic, current
 from services.values import public_id
 
 
@@ -47,7 +48,7 @@ class Judgement:
 async def judge(rt: Runtime, this: Run) -> None:
     """Settle the job by its recorded response, or leave it to a reviewer.
 
-    Raises `Overtaken` if the attempt was ended meanwhile.
+    Raises one of `OVERTAKEN` if the attempt was ended meanwhile.
     """
     output = jsontext.loads(this.attempt.response_json or "null")
     try:
@@ -66,7 +67,10 @@ async def judge(rt: Runtime, this: Run) -> None:
         reason = StatusReason.OUTPUT_SCHEMA_INVALID
         await attempts.settle(rt, this, Event.FAIL, reason, message, error=error)
         return
-    criteria_set = await CriteriaSet.get(job_id=this.job.id, version=this.attempt.criteria_version)
+    criteria_set = await statements.fetch(
+        CriteriaSet, job_id=this.job.id, version=this.attempt.criteria_version
+    )
+    assert criteria_set is not None  # noqa: S101 - criteria are never deleted
     checklist = Checklist(
         text=criteria_set.text,
         items=jsontext.loads(criteria_set.items_json),
@@ -189,7 +193,7 @@ async def _apply(
             "latencyMs": judgement.latency_ms,
         },
     )
-    verdict = await Verdict.create(
+    verdict = Verdict(
         job_id=this.job.id,
         attempt_id=this.attempt.id,
         criteria_set_id=criteria_set.id,
@@ -202,6 +206,7 @@ async def _apply(
         output_tokens=judgement.output_tokens,
         latency_ms=judgement.latency_ms,
     )
+    current().insert(verdict)
     told = {
         "outcome": decision.outcome,
         "score": decision.score,

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any
-
-from tortoise.expressions import F
+from uuid import UUID
 
 from models import (
     Agent,
@@ -38,7 +38,7 @@ from services.errors import (
     VersionConflict,
 )
 from services.runtime import Runtime
-from services.transactions import atomic
+from services.transactions import atomic, current
 from services.values import public_id
 
 
@@ -303,7 +303,7 @@ async def move(
     """Move `job`, which is updated in place, and log it.
 
     `changes` are further columns of the job, `attempt` columns of its current attempt.
-    Raises what `demand` raises, also when somebody else was first.
+    Raises what `demand` raises; when somebody else was first, at the transaction's end.
     """
     demand(job, event, by, agent=agent, expected_version=expected_version)
     rule = RULES[event]
@@ -317,20 +317,20 @@ async def move(
             "status_changed_at": now,
             "phase": changes.get("phase") if target is IN_EXECUTION else None,
         }
-    swapped = await Job.filter(id=job.id, status=source, version=job.version).update(
-        **changes, version=F("version") + 1
+    changes["version"] = job.version + 1
+    current().swap(
+        Job,
+        {"id": job.id, "status": source, "version": job.version},
+        changes,
+        partial(_refuse_late, job.id, job.version, event, by, agent),
     )
-    if not swapped:
-        await _refuse_late(job, event, by, agent)
     ended = source is IN_EXECUTION and target is not IN_EXECUTION
+    closing = {"state": rule.ends, "finished_at": now} if ended else {}
     if ended or attempt:
-        closing = {"state": rule.ends, "finished_at": now} if ended else {}
-        await Attempt.filter(job_id=job.id, number=job.attempt_count).update(
-            **closing, **(attempt or {})
-        )
+        where = {"job_id": job.id, "number": job.attempt_count}
+        current().update(Attempt, where, closing | dict(attempt or {}))
     for name, value in changes.items():
         setattr(job, name, value)
-    job.version += 1
     if rule.logged_as:
         log_status(job, event.value, source, by, message, type=rule.logged_as)
     return job
@@ -358,11 +358,12 @@ def log_status(
     log.append(log.entry(job, type, by, message=message, payload=told))
 
 
-async def _refuse_late(job: Job, event: Event, by: Actor | Viewer, agent: Agent | None) -> None:
-    """Somebody was first: say what the job has become."""
-    seen = job.version
-    now = await Job.get_or_none(id=job.id)
+async def _refuse_late(
+    job_id: UUID, seen: int, event: Event, by: Actor | Viewer, agent: Agent | None
+) -> None:
+    """Somebody was first: raise what the job has become."""
+    now = await Job.get_or_none(id=job_id)
     if now is None:
-        raise NotFound(public_id("job", job.id))
+        raise NotFound(public_id("job", job_id))
     demand(now, event, by, agent=agent)
     raise VersionConflict(seen, now)

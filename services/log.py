@@ -13,8 +13,8 @@ MAX_PAYLOAD_BYTES = 65_536
 
 
 def append(entry: JobLog) -> None:
-    """Write `entry` at the end of the running transaction."""
-    current().entries.append(entry)
+    """Write `entry` in the transaction under way."""
+    current().insert(entry)
 
 
 def entry(

@@ -1,85 +1,139 @@
-"""The one way into a transaction.
+"""The one way to write.
 
-Tortoise does not survive a cancel inside `in_transaction()`: on SQLite the
-connection's lock stays taken for ever, on asyncpg a pooled connection leaks.
-And a client cancels its operation whenever it hangs up. So every transaction
-runs in a task of its own that no caller can cancel.
+A change reads what it needs, decides, and says what to write; at its end all of that is
+written in one transaction, guarded by the versions of the rows it was decided on. No
+transaction is ever open while code waits for something else, and the writing itself runs in
+a task that no caller can cancel: Tortoise does not survive a cancel inside a transaction (on
+SQLite the connection's lock stays taken for ever, on asyncpg a pooled connection leaks), and
+a client cancels its operation whenever it hangs up.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from tortoise.transactions import in_transaction
+from tortoise import connections
+from tortoise.models import Model
 
-from models import Job, JobLog
+from models import Job, statements
+from models.statements import Batching, GuardMissed, Statement
 from services.runtime import Runtime
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+Otherwise = Callable[[], Awaitable[None]]
+
 
 @dataclass(slots=True)
 class Transaction:
-    """What is written at the end of the transaction, and told after it."""
+    """What will be written, in this order, and which executions are queued with it."""
 
-    entries: list[JobLog] = field(default_factory=list[JobLog])
+    writes: list[Statement] = field(default_factory=list[Statement])
     executions: list[Job] = field(default_factory=list[Job])
+    _guards: dict[int, Otherwise] = field(default_factory=dict[int, Otherwise])
+    _returned: dict[int, Callable[[Any], None]] = field(
+        default_factory=dict[int, Callable[[Any], None]]
+    )
+
+    def insert(self, *rows: Model) -> None:
+        self.writes += [statements.insert(row) for row in rows]
+
+    def insert_keyed(self, row: Model, key: str) -> None:
+        """A row whose key the database makes: `row` has it after the commit."""
+        self._returned[len(self.writes)] = partial(setattr, row, key)
+        self.writes.append(statements.insert(row, returning=key))
+
+    def update(
+        self, model: type[Model], where: Mapping[str, Any], changes: Mapping[str, Any]
+    ) -> None:
+        self.writes.append(statements.update(model, where, changes))
+
+    def swap(
+        self,
+        model: type[Model],
+        where: Mapping[str, Any],
+        changes: Mapping[str, Any],
+        otherwise: Otherwise,
+    ) -> None:
+        """Change the one row that is still as in `where`.
+
+        If there is none, nothing of the transaction is written, and `otherwise` raises
+        what that means.
+        """
+        self._guards[len(self.writes)] = otherwise
+        self.writes.append(statements.update(model, where, changes, guarded=True))
+
+    def delete(self, model: type[Model], where: Mapping[str, Any]) -> None:
+        self.writes.append(statements.delete(model, where))
+
+    async def commit(self, rt: Runtime) -> None:
+        """Write all of it, then wake who waits for it."""
+        database = cast("Batching", connections.get("default"))
+        queued = partial(rt.engine.enqueue, jobs=self.executions) if self.executions else None
+        try:
+            results = await database.execute_batch(self.writes, queued)
+        except GuardMissed as missed:
+            await self._guards[missed.index]()
+            raise
+        for index, take in self._returned.items():
+            take(results[index])
+        if self.executions:
+            await rt.engine.enqueued(self.executions)
+        rt.events.wake()
 
 
 _current: ContextVar[Transaction] = ContextVar("transaction")
 
 
 def current() -> Transaction:
-    """The running transaction; `LookupError` outside of one."""
+    """The change under way; `LookupError` outside of one."""
     return _current.get()
 
 
 def atomic(
     body: Callable[Concatenate[Runtime, P], Awaitable[T]],
 ) -> Callable[Concatenate[Runtime, P], Awaitable[T]]:
-    """Run `body` in a transaction: the caller's if there is one, else its own.
+    """What `body` writes, by `current()`, is written all at once when it ends, or not at all.
 
-    A cancelled caller stops waiting; the transaction still ends as it would have.
+    Inside another such function it joins that one's transaction. Reads see the database as
+    it is, without the writes to come: what a decision rests on is guarded by `swap`.
     """
 
     @wraps(body)
     async def run(rt: Runtime, *args: P.args, **kwargs: P.kwargs) -> T:
         if _current.get(None) is not None:
             return await body(rt, *args, **kwargs)
-        task = asyncio.ensure_future(_commit(rt, lambda: body(rt, *args, **kwargs)))
-        rt.transactions.add(task)
-        task.add_done_callback(rt.transactions.discard)
-        task.add_done_callback(_retrieve)
-        return await asyncio.shield(task)
+        transaction = Transaction()
+        token = _current.set(transaction)
+        try:
+            result = await body(rt, *args, **kwargs)
+        finally:
+            _current.reset(token)
+        if transaction.writes:
+            await _uncancelled(rt, transaction.commit(rt))
+        return result
 
     return run
 
 
-def _retrieve(task: asyncio.Task[object]) -> None:
+async def _uncancelled(rt: Runtime, work: Awaitable[None]) -> None:
+    task = asyncio.ensure_future(work)
+    rt.transactions.add(task)
+    task.add_done_callback(rt.transactions.discard)
+    task.add_done_callback(_retrieve)
+    await asyncio.shield(task)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
     """Mark the outcome as seen: a caller that hung up will not come for it."""
     if not task.cancelled():
         task.exception()
-
-
-async def _commit(rt: Runtime, body: Callable[[], Awaitable[T]]) -> T:
-    transaction = Transaction()
-    _current.set(transaction)
-    async with in_transaction() as connection:
-        result = await body()
-        if transaction.entries:
-            await JobLog.bulk_create(transaction.entries)
-        if transaction.executions:
-            await rt.engine.enqueue(connection, transaction.executions)
-    if transaction.executions:
-        await rt.engine.enqueued(transaction.executions)
-    rt.events.wake()
-    return result
 
 
 async def drain(rt: Runtime) -> None:

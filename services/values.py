@@ -10,6 +10,9 @@ import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_JSON_BYTES = 1_048_576
+MAX_JSON_DEPTH = 200
+ORJSON_DEPTH = 254
+"""Levels that orjson writes: more than a value may have, since logs and answers wrap it."""
 MAX_INT32 = 2_147_483_647
 
 
@@ -53,19 +56,23 @@ def _storable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_storable)]
-Name = Annotated[Text, Field(min_length=1, max_length=200)]
-LongText = Annotated[Text, Field(max_length=20_000)]
-Reason = Annotated[Text, Field(min_length=1, max_length=2_000)]
-Key = Annotated[Text, Field(min_length=1, max_length=200)]
+STORABLE = AfterValidator(_storable)
+Text = Annotated[str, STORABLE]
+Name = Annotated[str, Field(min_length=1, max_length=200), STORABLE]
+LongText = Annotated[str, Field(max_length=20_000), STORABLE]
+Reason = Annotated[str, Field(min_length=1, max_length=2_000), STORABLE]
+Key = Annotated[str, Field(min_length=1, max_length=200), STORABLE]
 Version = Annotated[int, Field(ge=1, le=MAX_INT32)]
 
 RawJson = NewType("RawJson", object)
 
 
 def _encodable(value: Any) -> Any:
+    wrapped, spare = value, ORJSON_DEPTH - MAX_JSON_DEPTH
+    for _ in range(spare):
+        wrapped = [wrapped]
     try:
-        size = len(orjson.dumps(value))
+        size = len(orjson.dumps(wrapped)) - 2 * spare
     except TypeError as error:  # integers over 64 bits, depth, half surrogates
         raise ValueError(f"cannot be kept as JSON: {error}") from None
     if size > MAX_JSON_BYTES:

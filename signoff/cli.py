@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import structlog
+import uvloop
 from aiohttp import web
 from pydantic import ValidationError
 
@@ -23,6 +24,7 @@ from signoff import database, demo, logs, sample
 from signoff.app import RUNTIME, allows_private_agents, create_app
 from signoff.auth import is_loopback
 from signoff.database import DatabaseUnavailable
+from signoff.demo import DemoFailed
 from signoff.settings import Settings, variable
 from signoff.wiring import BadSettings, runtime
 
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
     try:
         given.run(given)
-    except (Refused, BadSettings, DatabaseUnavailable, SignoffError) as error:
+    except (Refused, BadSettings, DatabaseUnavailable, DemoFailed, SignoffError) as error:
         _exit(str(error))
     except ValidationError as error:
         problems = [f"{variable(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
@@ -97,7 +99,7 @@ def _serve(given: argparse.Namespace) -> None:
     changes = {name: getattr(given, name) for name in ("host", "port") if getattr(given, name)}
     settings = Settings(**changes)
     logs.configure(settings.log_level)
-    asyncio.run(_serving(settings))
+    uvloop.run(_serving(settings))
 
 
 async def _serving(settings: Settings) -> None:
@@ -188,7 +190,7 @@ def _worker(given: argparse.Namespace) -> None:
             "on SQLite `signoff serve` runs the executions itself"
         )
     logs.configure(settings.log_level)
-    asyncio.run(_working(settings))
+    uvloop.run(_working(settings))
 
 
 async def _working(settings: Settings) -> None:

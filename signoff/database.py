@@ -71,6 +71,7 @@ def _connection(url: str, *, foreign_keys: bool) -> dict[str, Any]:
         expanded = cast("dict[str, Any]", config_generator.expand_db_url(url))
     except (BaseORMException, ValueError) as error:
         raise DatabaseUnavailable(f"SIGNOFF_DATABASE_URL is not a URL: {error}") from None
+    expanded["engine"] = "signoff.postgres"
     expanded["credentials"] |= {
         "minsize": 2,
         "maxsize": 10,
@@ -89,12 +90,13 @@ async def _keep(connection: Any) -> None:
 async def connected(url: str) -> AsyncGenerator[None]:
     """Open the database for this task and those it starts."""
     with _said(url):
-        await Tortoise.init(config=config(url))
-        await connections.get("default").execute_query("SELECT 1")
+        opened = await Tortoise.init(config=config(url))
     try:
+        with _said(url):
+            await opened.db().execute_query("SELECT 1")
         yield
     finally:
-        await Tortoise.close_connections()
+        await opened.close_connections()  # Tortoise's own knows only those of the running task
 
 
 async def migrate(url: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import orjson
 from aiohttp import web
@@ -28,6 +30,7 @@ INIT_SECONDS = 10
 """A WebSocket that has not introduced itself by then is closed with 4408."""
 MAX_OPERATIONS = 100
 """Operations under way on one WebSocket."""
+LONG_NUMBER = re.compile(r"\d{19}")
 
 
 @dataclass(slots=True)
@@ -109,10 +112,27 @@ class View(GraphQLView[Context, None]):
         return cast("dict[str, Any]", content)
 
     def decode_json(self, data: str | bytes) -> object:
-        return orjson.loads(data)
+        """Integers exactly: orjson makes floats of those over 64 bits, which must be refused."""
+        text = data if isinstance(data, str) else data.decode()
+        return _exact(text) if LONG_NUMBER.search(text) else orjson.loads(text)
 
     def encode_json(self, data: object) -> str:
-        return orjson.dumps(data).decode()
+        try:
+            return orjson.dumps(data).decode()
+        except TypeError:  # an agent's response near orjson's depth, deeper by the answer's levels
+            return json.dumps(data, allow_nan=False)
+
+
+def _exact(text: str) -> object:
+    """Python's own reader knows integers of any size; what it cannot read is no JSON to us."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise json.JSONDecodeError(str(error), text, 0) from None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def failure(status: int, message: str, code: str) -> web.Response:

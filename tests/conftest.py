@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from tortoise.backends.base.executor import EXECUTOR_CACHE
 
 import signoff  # puts our folders first on the path, before anything is imported
 from services.runtime import Runtime
@@ -60,6 +61,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_kind(request: pytest.FixtureRequest) -> str:
+    EXECUTOR_CACHE.clear()  # Tortoise keeps SQL by table, not by database
     return cast("str", request.param)
 
 

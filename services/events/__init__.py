@@ -78,8 +78,8 @@ class Events:
                 self._new.set()
 
     async def _read(self) -> None:
-        """Hand on all that is safely readable."""
-        while True:
+        """Hand on all that is safely readable; without listeners it can wait."""
+        while self._listeners:
             rows = await JobLog.filter(seq__gt=self._position).order_by("seq").limit(PAGE)
             safe, again = await self._horizon.safe(self._position, rows)
             for row in safe:
@@ -100,6 +100,7 @@ class Events:
     def _queue(self) -> Generator[asyncio.Queue[JobLog]]:
         queue: asyncio.Queue[JobLog] = asyncio.Queue(BACKLOG)
         self._listeners.add(queue)
+        self.wake()
         try:
             yield queue
         finally:
@@ -108,12 +109,12 @@ class Events:
     async def subscribe(self, after: int | None = None) -> AsyncGenerator[JobLog, None]:
         """Every entry once and in order: those past `after` (exclusive), then the new ones.
 
-        Without `after`, the new ones only. Raises `Lagging` for a listener that falls
+        Without `after`, only those written from now on. Raises `Lagging` for a listener that falls
         too far behind.
         """
         with self._queue() as queue:
             live_from = self._position
-            position = live_from if after is None else after
+            position = await self._horizon.head() if after is None else after
             while position < live_from:
                 rows = (
                     await JobLog.filter(seq__gt=position, seq__lte=live_from)

@@ -1,0 +1,182 @@
+"""Executions per second through the whole loop, and how soon an accepted one reaches its agent.
+
+    python benchmarks/executions.py                       # SQLite
+    python benchmarks/executions.py postgres://…          # Postgres, an empty database
+
+A server process as `signoff serve` runs it, an agent process on loopback that answers at
+once, deterministic criteria, requests over HTTP. Throughput: all jobs are created first, then
+executed with 50 requests at a time; the clock stops when the last one is COMPLETED. Latency:
+one execution at a time, from the sending of executeJob to the arrival at the agent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+AGENT_PORT, SERVER_PORT = 8391, 8392
+URL = f"http://127.0.0.1:{SERVER_PORT}"
+AT_ONCE = 50
+CREATE = """mutation ($input: CreateJobInput!) {
+  createJob(input: $input) { __typename ... on Job { id } ... on Error { message } } }"""
+EXECUTE = """mutation ($input: ExecuteJobInput!) {
+  executeJob(input: $input) { __typename ... on Job { id } ... on Error { message } } }"""
+COUNT = """{ jobs(where: {status: {eq: COMPLETED}}, first: 0) { totalCount } }"""
+SAVE = """mutation ($input: SaveAgentInput!) {
+  saveAgent(input: $input) { __typename ... on Agent { id } ... on Error { message } } }"""
+CRITERIA = [
+    {"text": "says ok", "kind": "EXACT", "config": {"value": "ok", "pointer": "/answer"}},
+    {"text": "has it", "kind": "CONTAINS", "config": {"value": "o", "pointer": "/answer"}},
+    {"text": "in time", "kind": "LATENCY", "config": {"maxMs": 60_000}},
+]
+
+
+def agent() -> None:
+    """Answers at once, and tells when a request came."""
+    arrivals: list[float] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        arrivals.append(time.time())
+        await request.read()
+        return web.json_response({"answer": "ok"})
+
+    async def told(request: web.Request) -> web.Response:
+        return web.json_response(arrivals)
+
+    app = web.Application()
+    app.router.add_post("/", answer)
+    app.router.add_get("/arrivals", told)
+    web.run_app(app, host="127.0.0.1", port=AGENT_PORT, print=None, access_log=None)
+
+
+@contextmanager
+def running(database_url: str | None) -> Generator[None]:
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"SIGNOFF_KEY_FILE": str(Path(folder) / "signoff.key")}
+        environment["SIGNOFF_DATABASE_URL"] = database_url or f"sqlite://{folder}/signoff.db"
+        environment |= {"SIGNOFF_ALLOW_PRIVATE_AGENTS": "1", "SIGNOFF_SAMPLE_AGENT": "0"}
+        there = multiprocessing.get_context("spawn").Process(target=agent, daemon=True)
+        there.start()
+        command = [sys.executable, "-m", "signoff", "serve", "--port", str(SERVER_PORT)]
+        server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            server.terminate()
+            server.wait(30)
+            there.terminate()
+
+
+async def ask(session: aiohttp.ClientSession, query: str, **variables: Any) -> Any:
+    body = orjson.dumps({"query": query, "variables": variables})
+    headers = {"content-type": "application/json"}
+    async with session.post(f"{URL}/graphql", data=body, headers=headers) as response:
+        answer = orjson.loads(await response.read())
+    if "errors" in answer:
+        raise RuntimeError(answer["errors"])
+    (value,) = answer["data"].values()
+    return value
+
+
+async def ready(session: aiohttp.ClientSession) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                async with session.get(f"{URL}/healthz"):
+                    return
+            except aiohttp.ClientConnectionError:
+                await asyncio.sleep(0.1)
+
+
+async def made(session: aiohttp.ClientSession, agent_id: str, count: int) -> list[str]:
+    job = {
+        "name": "benchmark",
+        "acceptanceCriteria": {"items": CRITERIA},
+        "input": {"q": "how are you?"},
+        "assign": {"agentId": agent_id},
+    }
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one() -> str:
+        async with gate:
+            return (await ask(session, CREATE, input=job))["id"]
+
+    return await asyncio.gather(*[one() for _ in range(count)])
+
+
+async def throughput(session: aiohttp.ClientSession, ids: list[str]) -> float:
+    """Executions per second, from the first request to the last completed job."""
+    before = (await ask(session, COUNT))["totalCount"]
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(job_id: str) -> None:
+        async with gate:
+            await ask(session, EXECUTE, input={"id": job_id})
+
+    began = time.perf_counter()
+    await asyncio.gather(*[one(job_id) for job_id in ids])
+    while (await ask(session, COUNT))["totalCount"] < before + len(ids):
+        await asyncio.sleep(0.05)
+    return len(ids) / (time.perf_counter() - began)
+
+
+async def latencies(session: aiohttp.ClientSession, ids: list[str]) -> list[float]:
+    """Milliseconds from the sending of executeJob to the arrival at the agent."""
+    sent: list[float] = []
+    for job_id in ids:
+        sent.append(time.time())
+        await ask(session, EXECUTE, input={"id": job_id, "waitSeconds": 10})
+    async with session.get(f"http://127.0.0.1:{AGENT_PORT}/arrivals") as response:
+        arrivals: list[float] = await response.json()
+    return [(at - began) * 1000 for began, at in zip(sent, arrivals[-len(ids) :], strict=True)]
+
+
+async def measure(count: int) -> None:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await ready(session)
+        saved = await ask(
+            session,
+            SAVE,
+            input={
+                "name": "fast",
+                "endpointUrl": f"http://127.0.0.1:{AGENT_PORT}/",
+                "maxConcurrency": 200,
+            },
+        )
+        await throughput(session, await made(session, saved["id"], 100))  # warm
+        began = time.perf_counter()
+        ids = await made(session, saved["id"], count)
+        print(f"createJob        {count / (time.perf_counter() - began):8.0f} /s")
+        runs = [await throughput(session, ids[part::3]) for part in range(3)]
+        print(f"executions       {max(runs):8.0f} /s   (runs {', '.join(f'{r:.0f}' for r in runs)})")
+        times = sorted(await latencies(session, await made(session, saved["id"], 200)))
+        print(f"accept to agent  {statistics.median(times):8.1f} ms p50, {times[-3]:.1f} ms p99")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("database", nargs="?", help="postgres://… of an empty database")
+    parser.add_argument("--count", type=int, default=1500)
+    given = parser.parse_args()
+    with running(given.database):
+        asyncio.run(measure(given.count))
+
+
+if __name__ == "__main__":
+    main()
