@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from tortoise import fields
 
-from models.base import Table
+from models.base import InstantField, Table
 
 
 class Role(StrEnum):
@@ -24,7 +24,7 @@ class ApiKey(Table):
     role = fields.CharEnumField(Role, max_length=16, description="Role")
     prefix = fields.CharField(max_length=16)
     key_hash = fields.CharField(max_length=64, unique=True)
-    revoked_at = fields.DatetimeField(null=True)
+    revoked_at = InstantField(null=True)
 
     class Meta(Table.Meta):
         abstract = False

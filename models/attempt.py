@@ -7,7 +7,7 @@ from tortoise import fields
 from tortoise.indexes import Index
 
 from models.agent import Agent
-from models.base import Table
+from models.base import InstantField, Table
 from models.job import Job
 
 
@@ -37,9 +37,9 @@ class Attempt(Table):
     http_status = fields.IntField(null=True)
     latency_ms = fields.IntField(null=True)
     error_json = fields.TextField(null=True)
-    started_at = fields.DatetimeField(null=True)
-    responded_at = fields.DatetimeField(null=True)
-    finished_at = fields.DatetimeField(null=True)
+    started_at = InstantField(null=True)
+    responded_at = InstantField(null=True)
+    finished_at = InstantField(null=True)
 
     job: fields.ForeignKeyRelation[Job] = fields.ForeignKeyField(
         "models.Job", related_name=False, on_delete=fields.RESTRICT

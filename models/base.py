@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from tortoise import fields
@@ -12,11 +14,20 @@ def uuid7() -> UUID:
     return compat.uuid7()
 
 
+class InstantField(fields.DatetimeField):
+    """A time with its zone. SQLite's text of it is read by Python's own parser, ten times as
+    fast as Tortoise's, which takes any spelling.
+    """
+
+    def to_python_value(self, value: Any) -> datetime | None:
+        return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
 class Table(Model):
     """What every table but the log has."""
 
     id = fields.UUIDField(primary_key=True, default=uuid7)
-    created_at = fields.DatetimeField(auto_now_add=True)
+    created_at = InstantField(auto_now_add=True)
 
     class Meta(Model.Meta):
         abstract = True

@@ -7,7 +7,7 @@ from tortoise import fields
 from tortoise.indexes import Index
 
 from models.agent import Agent
-from models.base import Table
+from models.base import InstantField, Table
 
 
 class JobStatus(StrEnum):
@@ -87,7 +87,7 @@ class Job(Table):
     phase = fields.CharEnumField(JobPhase, max_length=32, null=True, description="JobPhase")
     status_reason = fields.CharEnumField(StatusReason, max_length=40, description="StatusReason")
     status_message = fields.TextField(null=True)
-    status_changed_at = fields.DatetimeField()
+    status_changed_at = InstantField()
     completion_mode = fields.CharEnumField(
         CompletionMode, max_length=16, null=True, description="CompletionMode"
     )
@@ -101,8 +101,8 @@ class Job(Table):
     created_by_kind = fields.CharEnumField(ActorKind, max_length=16, description="ActorKind")
     created_by_id = fields.CharField(max_length=200)
     created_by_name = fields.CharField(max_length=200)
-    updated_at = fields.DatetimeField(auto_now=True)
-    archived_at = fields.DatetimeField(null=True)
+    updated_at = InstantField(auto_now=True)
+    archived_at = InstantField(null=True)
 
     agent: fields.ForeignKeyNullableRelation[Agent] = fields.ForeignKeyField(
         "models.Agent", related_name=False, null=True, on_delete=fields.RESTRICT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -11,6 +12,8 @@ from services.actors import LOCAL_ADMIN, Viewer
 from services.errors import Unauthenticated
 
 BEARER = "bearer "
+KEYLESS_SECONDS = 0.5
+"""How soon the first key, made by another process, closes the door."""
 
 
 class Gate:
@@ -23,6 +26,7 @@ class Gate:
     def __init__(self, *, local: bool) -> None:
         self._local = local
         self._keys_made = False
+        self._looked_at = -KEYLESS_SECONDS
 
     async def viewer(self, authorization: str | None, host: str) -> Viewer:
         """Raises `Unauthenticated`, which says what is missing."""
@@ -30,9 +34,7 @@ class Gate:
             if not authorization.lower().startswith(BEARER):
                 raise Unauthenticated("Send the API key as “Authorization: Bearer signoff_…”.")
             return await keys.viewer_of(authorization[len(BEARER) :].strip())
-        if not self._keys_made:
-            self._keys_made = await keys.any_made()
-        if self._keys_made:
+        if await self._locked():
             raise Unauthenticated("Send an API key as “Authorization: Bearer signoff_…”.")
         if self._local and is_loopback(host):
             return LOCAL_ADMIN
@@ -40,6 +42,14 @@ class Gate:
             "Without a key this server answers only to localhost; "
             "make a key with “signoff keys create”."
         )
+
+    async def _locked(self) -> bool:
+        """Whether there is any key; once there was one, there is no way back."""
+        now = time.monotonic()
+        if not self._keys_made and now - self._looked_at >= KEYLESS_SECONDS:
+            self._keys_made = await keys.any_made()
+            self._looked_at = now
+        return self._keys_made
 
 
 def is_loopback(host: str) -> bool:

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import Any, cast
 
 import aiohttp
@@ -98,7 +99,7 @@ class Api:
                 answer = await response.json()
             except (aiohttp.ContentTypeError, ValueError):
                 answer = None
-        if not isinstance(answer, dict):
+        if response.status == HTTPStatus.NOT_FOUND or not isinstance(answer, dict):
             raise DemoFailed(f"what answers at {self.base} is not Signoff; say where it is: --url")
         return _data(cast("dict[str, Any]", answer))
 

@@ -24,6 +24,9 @@ T = TypeVar("T")
 
 SDL_FILE = Path(__file__).parent.parent.parent / "schema.graphql"
 SCHEMA = build_schema(sdl())
+SAYS_OK: Json = {
+    "items": [{"text": "It is ok", "kind": "EXACT", "config": {"value": True, "pointer": "/ok"}}]
+}
 JOB = """
     id version name description status phase statusReason statusMessage completionMode priority
     acceptanceCriteria attemptCount archivedAt input result tags
@@ -31,8 +34,9 @@ JOB = """
     agent { id name }
     criteria { version text passThreshold items { key text kind config weight required } }
 """
+READ_JOB = f"query($id: ID!) {{ job(id: $id) {{ {JOB} logs {{ nodes {{ id type message }} }} }} }}"
 SELECTIONS = {
-    "Job": JOB,
+    "Job": f"{JOB} availableActions {{ action allowed reason }}",
     "Agent": """
         id version name description endpointUrl inputSchema outputSchema timeoutSeconds
         maxConcurrency idempotent acceptsFeedback availability signingSecret
@@ -148,12 +152,21 @@ async def agent(
         yield saved["id"], endpoint
 
 
-EXACT_TRUE = {"items": [{"text": "says ok", "kind": "EXACT", "config": {"value": True, "pointer": "/ok"}}]}
-
-
 async def new_job(client: Client, key: str | None = None, /, **changes: Any) -> Json:
     """A job made of the least, or of what is given."""
-    given = {"name": "A job", "acceptanceCriteria": EXACT_TRUE, "input": {"ok": True}} | changes
+    given = {"name": "A job", "acceptanceCriteria": SAYS_OK, "input": {"ok": True}} | changes
     made = await mutate(client, "createJob", key, input=given)
     assert made["__typename"] == "Job", made
     return made
+
+
+async def read_job(client: Client, job_id: str, key: str | None = None) -> Json:
+    """Everything that a job shows: to see that a refusal changed nothing."""
+    found = await gql(client, READ_JOB, key, id=job_id)
+    return found["job"]
+
+
+async def finished_job(client: Client, agent_id: str, key: str | None = None, **given: Any) -> Json:
+    """A job that its agent did and the judge settled."""
+    made = await new_job(client, key, assign={"agentId": agent_id}, **given)
+    return await mutate(client, "executeJob", key, input={"id": made["id"], "waitSeconds": 30})
