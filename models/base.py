@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from tortoise import fields
@@ -14,13 +14,19 @@ def uuid7() -> UUID:
     return compat.uuid7()
 
 
-class InstantField(fields.DatetimeField):
-    """A time with its zone. SQLite's text of it is read by Python's own parser, ten times as
-    fast as Tortoise's, which takes any spelling.
-    """
+if TYPE_CHECKING:
+    InstantField = fields.DatetimeField
+else:
 
-    def to_python_value(self, value: Any) -> datetime | None:
-        return datetime.fromisoformat(value) if isinstance(value, str) else value
+    class InstantField(fields.DatetimeField):
+        """A time with its zone.
+
+        SQLite's text of it is read by Python's own parser, ten times as fast as
+        Tortoise's, which takes any spelling.
+        """
+
+        def to_python_value(self, value: Any) -> datetime | None:
+            return datetime.fromisoformat(value) if isinstance(value, str) else value
 
 
 class Table(Model):

@@ -72,12 +72,15 @@ def _names(model: type[Model]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1000)
-def _insert_sql(model: type[Model], returning: str | None) -> str:
+def _insert_sql(model: type[Model], rows: int, returning: str | None) -> str:
     columns = [column for column, _ in _columns(model, _names(model))]
-    marks = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
     named = ", ".join(f'"{column}"' for column in columns)
+    width = len(columns)
+    marks = ", ".join(
+        f"({', '.join(f'${row * width + n}' for n in range(1, width + 1))})" for row in range(rows)
+    )
     back = f' RETURNING "{returning}"' if returning else ""
-    return f'INSERT INTO "{_table(model)}" ({named}) VALUES ({marks}){back}'  # noqa: S608
+    return f'INSERT INTO "{_table(model)}" ({named}) VALUES {marks}{back}'  # noqa: S608
 
 
 @lru_cache(maxsize=1000)
@@ -128,14 +131,15 @@ def _values(model: type[Model], given: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def insert(row: Model, *, returning: str | None = None) -> Statement:
-    """A new row, its times filled in."""
-    model = type(row)
+def insert(*rows: Model, returning: str | None = None) -> Statement:
+    """New rows of one table, their times filled in."""
+    model = type(rows[0])
+    named = list(zip(_names(model), _columns(model, _names(model)), strict=True))
     values = [
-        field.to_db_value(getattr(row, name), row)
-        for name, (_, field) in zip(_names(model), _columns(model, _names(model)), strict=True)
+        field.to_db_value(getattr(row, name), row) for row in rows for name, (_, field) in named
     ]
-    return Statement(_insert_sql(model, returning), values, returning=returning is not None)
+    sql = _insert_sql(model, len(rows), returning)
+    return Statement(sql, values, returning=returning is not None)
 
 
 def update(

@@ -182,8 +182,10 @@ Refusal = str | SignoffError
 
 
 def _needs_agent(job: Job, agent: Agent | None) -> Refusal | None:
-    if agent is None:
+    if job.agent_id is None:
         return "No agent is assigned."
+    if agent is None:  # not read: whoever executes reads it, others only tell what may be tried
+        return None
     return None if agent.availability is AgentAvailability.ACTIVE else AgentUnavailable(agent)
 
 

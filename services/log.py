@@ -14,7 +14,7 @@ MAX_PAYLOAD_BYTES = 65_536
 
 def append(entry: JobLog) -> None:
     """Write `entry` in the transaction under way."""
-    current().insert(entry)
+    current().entries.append(entry)
 
 
 def entry(

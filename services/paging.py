@@ -130,6 +130,9 @@ def _beyond(sorts: Sequence[Sort], values: Sequence[Any], *, before: bool) -> Q:
 
 
 def _plain(value: Any) -> Any:
+    """Asyncpg has a UUID of its own, which orjson does not know."""
+    if isinstance(value, UUID):
+        return str(value)
     return value.isoformat() if isinstance(value, datetime) else value
 
 

@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from tortoise import connections
 from tortoise.models import Model
 
-from models import Job, statements
+from models import Job, JobLog, statements
 from models.statements import Batching, GuardMissed, Statement
 from services.runtime import Runtime
 
@@ -32,9 +32,13 @@ Otherwise = Callable[[], Awaitable[None]]
 
 @dataclass(slots=True)
 class Transaction:
-    """What will be written, in this order, and which executions are queued with it."""
+    """What will be written: `writes` in their order, then `entries` of the log.
+
+    `executions` are queued with it.
+    """
 
     writes: list[Statement] = field(default_factory=list[Statement])
+    entries: list[JobLog] = field(default_factory=list[JobLog])
     executions: list[Job] = field(default_factory=list[Job])
     _guards: dict[int, Otherwise] = field(default_factory=dict[int, Otherwise])
     _returned: dict[int, Callable[[Any], None]] = field(
@@ -42,7 +46,9 @@ class Transaction:
     )
 
     def insert(self, *rows: Model) -> None:
-        self.writes += [statements.insert(row) for row in rows]
+        """New rows of one table."""
+        if rows:
+            self.writes.append(statements.insert(*rows))
 
     def insert_keyed(self, row: Model, key: str) -> None:
         """A row whose key the database makes: `row` has it after the commit."""
@@ -75,6 +81,8 @@ class Transaction:
     async def commit(self, rt: Runtime) -> None:
         """Write all of it, then wake who waits for it."""
         database = cast("Batching", connections.get("default"))
+        if self.entries:
+            self.insert(*self.entries)
         queued = partial(rt.engine.enqueue, jobs=self.executions) if self.executions else None
         try:
             results = await database.execute_batch(self.writes, queued)
@@ -115,7 +123,7 @@ def atomic(
             result = await body(rt, *args, **kwargs)
         finally:
             _current.reset(token)
-        if transaction.writes:
+        if transaction.writes or transaction.entries:
             await _uncancelled(rt, transaction.commit(rt))
         return result
 

@@ -88,15 +88,15 @@ async def _keep(connection: Any) -> None:
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncGenerator[None]:
-    """Open the database for this task and those it starts."""
+    """Open the database for this task and those it starts; close it from any task."""
     with _said(url):
-        opened = await Tortoise.init(config=config(url))
+        context = await Tortoise.init(config=config(url))
     try:
         with _said(url):
-            await opened.db().execute_query("SELECT 1")
+            await connections.get("default").execute_query("SELECT 1")
         yield
     finally:
-        await opened.close_connections()  # Tortoise's own knows only those of the running task
+        await context.close_connections()
 
 
 async def migrate(url: str) -> None:

@@ -149,6 +149,6 @@ def _explain(error: Exception, dial: Dial, deadline: float) -> AgentCallFailed:
 def _too_slow(deadline: float) -> AgentCallFailed:
     return AgentCallFailed(
         AgentFault.TIMEOUT,
-        f"The agent did not answer completely within {deadline:g} seconds.",
+        f"The agent did not answer completely within {max(round(deadline, 1), 0.1):g} seconds.",
         may_have_executed=True,
     )

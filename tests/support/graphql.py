@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from contextvars import Context
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -50,7 +52,7 @@ SELECTIONS = {
     "InvalidInput": "code fields { path message }",
     "NotFound": "code message id",
     "SchemaMismatch": "code message pointer keyword",
-    "VersionConflict": "code expected actual current { id version }",
+    "VersionConflict": "code message expected actual current { id version }",
 }
 
 
@@ -59,7 +61,8 @@ async def post(
 ) -> ClientResponse:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     body = {"query": query, "variables": dict(variables or {})}
-    return await client.post("/graphql", json=body, headers=headers)
+    headers["Content-Type"] = "application/json"
+    return await client.post("/graphql", data=BytesIO(json.dumps(body).encode()), headers=headers)
 
 
 async def answer(client: Client, query: str, key: str | None = None, **variables: Any) -> Json:

@@ -1,0 +1,881 @@
+"""Executions against real agents: what each behaviour comes to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import (
+    AgentAvailability,
+    Attempt,
+    AttemptState,
+    CompletionMode,
+    Job,
+    JobLogType,
+    JobPhase,
+    JobStatus,
+    StatusReason,
+    Verdict,
+    VerdictOutcome,
+    jsontext,
+)
+from services import agent_http, agents, assignment, decisions, execution, jobs
+from services.assignment import AssignJob, ReassignJob
+from services.decisions import CancelJob, ForceComplete, ResubmitJob, Review
+from services.errors import (
+    AgentUnavailable,
+    IllegalTransition,
+    InvalidInput,
+    SchemaMismatch,
+    SignoffError,
+)
+from services.execution import ExecuteJob
+from services.jobs import UpdateJob
+from services.runtime import Runtime
+from services.values import public_id
+from signoff.wiring import runtime
+from tests.fakes.agents import Behaviour, FakeAgent, Received, fake_agent
+from tests.support.making import (
+    ADMIN,
+    IS_POLITE,
+    MEMBER,
+    NOWHERE,
+    SAYS_OK,
+    answers,
+    attempts_of,
+    error_of,
+    execute,
+    holds,
+    in_turn,
+    key_of,
+    log_types,
+    logs_of,
+    make_agent,
+    make_job,
+    says_no,
+    says_ok,
+    snapshot,
+    stalls,
+    until,
+)
+from tests.support.running import settings_for
+
+PASSED = [
+    "STATUS_CHANGE",
+    "STATUS_CHANGE",
+    "AGENT_REQUEST",
+    "AGENT_RESPONSE",
+    "VALIDATOR_REQUEST",
+    "VALIDATOR_RESPONSE",
+    "VERDICT",
+    "STATUS_CHANGE",
+]
+
+
+# Passing and failing
+
+
+async def test_good_answer_completes_the_job(rt: Runtime) -> None:
+    async with fake_agent(says_ok) as fake:
+        agent = await make_agent(rt, fake.url)
+        job = await make_job(rt, agent, input={"q": 1})
+        done = await execute(rt, job)
+    assert done.status is JobStatus.COMPLETED
+    assert done.status_reason is StatusReason.VERDICT_PASSED
+    assert done.completion_mode is CompletionMode.VALIDATED
+    assert done.phase is None
+    assert jsontext.loads(done.result_json or "") == {"answer": "ok"}
+    (attempt,) = await attempts_of(job)
+    assert (attempt.number, attempt.state) == (1, AttemptState.SUCCEEDED)
+    assert attempt.http_status == 200
+    assert attempt.request_json == '{"q":1}'
+    assert attempt.response_json == '{"answer":"ok"}'
+    assert attempt.error_json is None
+    assert attempt.started_at
+    assert attempt.responded_at
+    assert attempt.finished_at
+    verdict = await Verdict.get(attempt_id=attempt.id)
+    assert (verdict.outcome, verdict.score) == (VerdictOutcome.PASS, 1)
+    (received,) = fake.received
+    assert received.body == b'{"q":1}'
+    assert await log_types(job) == PASSED
+
+
+async def test_bad_answer_sends_the_job_back_with_reasons(rt: Runtime) -> None:
+    async with fake_agent(says_no) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url))
+        done = await execute(rt, job)
+    assert done.status is JobStatus.RESUBMISSION_REQUIRED
+    assert done.status_reason is StatusReason.VERDICT_FAILED
+    assert done.result_json is None
+    assert done.completion_mode is None
+    assert done.status_message
+    assert done.status_message.startswith("0 of 1 criteria passed. FAIL ok “The answer is ok.”:")
+    (attempt,) = await attempts_of(job)
+    assert attempt.state is AttemptState.FAILED
+    assert attempt.response_json == '{"answer":"no"}'
+    assert (await Verdict.get(attempt_id=attempt.id)).outcome is VerdictOutcome.FAIL
+    assert await log_types(job) == PASSED
+
+
+async def test_every_entry_of_an_execution_names_its_attempt_agent_and_actor(rt: Runtime) -> None:
+    async with fake_agent(says_ok) as fake:
+        agent = await make_agent(rt, fake.url)
+        job = await make_job(rt, agent, input={"q": 1})
+        await execute(rt, job)
+    (attempt,) = await attempts_of(job)
+    created, asked, *steps, passed = await logs_of(job)
+    assert (created.actor_name, asked.actor_name) == ("Mia", "Mia")
+    for step in steps:
+        assert step.attempt_id == attempt.id
+        assert step.status is JobStatus.IN_EXECUTION
+    for entry in (*steps, passed):
+        assert entry.actor_name == "Signoff"
+        assert entry.agent_id == agent.id
+        assert not entry.payload_truncated
+    request, response = (jsontext.loads(entry.payload_json or "") for entry in steps[:2])
+    key = public_id("attempt", attempt.id)
+    assert request == {"try": 1, "idempotencyKey": key, "feedback": [], "body": {"q": 1}}
+    assert response == {
+        "httpStatus": 200,
+        "latencyMs": attempt.latency_ms,
+        "body": {"answer": "ok"},
+    }
+
+
+async def test_tries_of_an_attempt_share_a_key_and_attempts_do_not(rt: Runtime) -> None:
+    busy = answers({}, "429 Too Many Requests", "retry-after: 0")
+    async with fake_agent(in_turn(busy, says_no, says_ok)) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url))
+        await execute(rt, job)
+        assert await log_types(job) == [
+            *PASSED[:2],
+            "AGENT_REQUEST",
+            "AGENT_RESPONSE",
+            *PASSED[2:],
+        ]
+        assert (await execute(rt, job)).status is JobStatus.COMPLETED
+    first, again, second = fake.received
+    one, two = await attempts_of(job)
+    assert key_of(first) == key_of(again) == public_id("attempt", one.id)
+    assert key_of(second) == public_id("attempt", two.id)
+    assert [r.headers["webhook-id"] for r in fake.received] == [key_of(r) for r in fake.received]
+    assert [r.headers["signoff-attempt"] for r in fake.received] == ["1", "1", "2"]
+    assert {r.headers["signoff-job-id"] for r in fake.received} == {public_id("job", job.id)}
+
+
+async def test_requests_are_signed_with_the_agents_secret(rt: Runtime) -> None:
+    secret = agent_http.new_secret()
+    async with fake_agent(says_ok) as fake:
+        agent = await make_agent(rt, fake.url, secret=secret, auth_header="X-Api-Key: abc")
+        await execute(rt, await make_job(rt, agent, input={"q": "ü"}))
+    (received,) = fake.received
+    agent_http.verify(secret, received.headers, received.body, now=time.time())
+    assert received.headers["x-api-key"] == "abc"
+    with pytest.raises(agent_http.BadSignature):
+        agent_http.verify(secret, received.headers, received.body + b" ", now=time.time())
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+async def test_next_attempt_carries_reasons_only_to_agents_that_want_them(
+    rt: Runtime, *, accepts: bool
+) -> None:
+    async with fake_agent(in_turn(says_no, says_ok)) as fake:
+        agent = await make_agent(rt, fake.url, accepts_feedback=accepts)
+        job = await make_job(rt, agent)
+        await execute(rt, job)
+        await execute(rt, job, feedback="Be brief.")
+    first, second = (r.headers.get("signoff-feedback") for r in fake.received)
+    assert first is None
+    if accepts:
+        hints = jsontext.loads(second or "")
+        (verdict, _) = await Verdict.filter(job_id=job.id).order_by("id")
+        (result,) = jsontext.loads(verdict.results_json)
+        assert hints == ["Be brief.", f"ok: {result['reason']}"]
+    else:
+        assert second is None
+    one, two = await attempts_of(job)
+    assert one.feedback_json == "[]"
+    assert bool(jsontext.loads(two.feedback_json)) is accepts
+
+
+# Faults
+
+
+async def resets(received: Received) -> None:
+    received.close()
+
+
+async def hangs_up_within(received: Received) -> None:
+    await received.send(b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"answer":')
+    received.close()
+
+
+async def drips(received: Received) -> None:
+    await received.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+    with suppress(ConnectionError):
+        while True:
+            await received.send(b" ")
+            await asyncio.sleep(0.05)
+
+
+def says(body: bytes) -> Behaviour:
+    async def behave(received: Received) -> None:
+        await received.answer(body)
+
+    return behave
+
+
+def status(line: str, *headers: str) -> Behaviour:
+    return answers({"error": "no"}, line, *headers)
+
+
+BUSY = status("429 Too Many Requests", "retry-after: 0")
+DOWN = status("503 Service Unavailable", "retry-after: 0")
+RESUB = JobStatus.RESUBMISSION_REQUIRED
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What an agent does, and what its job comes to."""
+
+    name: str
+    behave: Behaviour
+    reason: StatusReason
+    code: str
+    executed: bool
+    message: str
+    requests: int = 1
+    status: JobStatus = RESUB
+    idempotent: bool = False
+    retryable: bool = False
+
+
+ERROR, REJECTED = StatusReason.AGENT_ERROR, StatusReason.AGENT_REJECTED
+TIMEOUT = StatusReason.AGENT_TIMEOUT
+FAULTS = [
+    Fault("busy", BUSY, ERROR, "BUSY", False, "asks to wait 0 seconds", 4, retryable=True),
+    Fault(
+        "down without a word of when",
+        status("503 Service Unavailable"),
+        ERROR,
+        "BUSY",
+        True,
+        "503 Service Unavailable",
+        retryable=True,
+    ),
+    Fault(
+        "500",
+        status("500 Internal Server Error"),
+        ERROR,
+        "SERVER_ERROR",
+        True,
+        "The agent answered 500 Internal Server Error. Its own logs tell why.",
+    ),
+    Fault(
+        "404",
+        status("404 Not Found"),
+        REJECTED,
+        "REJECTED",
+        True,
+        "The agent answered 404 Not Found. Check the agent's endpoint URL.",
+    ),
+    Fault(
+        "401",
+        status("401 Unauthorized"),
+        REJECTED,
+        "REJECTED",
+        True,
+        "The agent answered 401 Unauthorized. Check the agent's auth header.",
+    ),
+    Fault(
+        "redirect",
+        status("302 Found", f"location: {NOWHERE}"),
+        ERROR,
+        "REDIRECTED",
+        True,
+        "302 Found. Redirects are not followed",
+    ),
+    Fault("garbage", says(b"hello"), ERROR, "NOT_JSON", True, "is not JSON"),
+    Fault("empty", says(b""), ERROR, "NOT_JSON", True, "is empty; it must be JSON"),
+    Fault("NaN", says(b'{"answer":NaN}'), ERROR, "NOT_JSON", True, "is not JSON"),
+    Fault(
+        "wrong schema",
+        says(b'{"answer":1}'),
+        StatusReason.OUTPUT_SCHEMA_INVALID,
+        "OUTPUT_SCHEMA_INVALID",
+        True,
+        "does not fit the outputSchema at /answer",
+        retryable=True,
+    ),
+    Fault(
+        "too large",
+        says(b'"' + b"a" * 1_048_576 + b'"'),
+        ERROR,
+        "TOO_LARGE",
+        True,
+        "has more than 1048576 bytes",
+    ),
+    Fault("slow body", drips, TIMEOUT, "TIMEOUT", True, "within 1 seconds"),
+    Fault("hanging headers", stalls, TIMEOUT, "TIMEOUT", True, "within 1 seconds"),
+    Fault(
+        "reset",
+        resets,
+        ERROR,
+        "DISCONNECTED",
+        True,
+        "closed the connection before its answer was complete",
+        retryable=True,
+    ),
+    Fault(
+        "reset, idempotent",
+        resets,
+        ERROR,
+        "DISCONNECTED",
+        True,
+        "closed the connection",
+        4,
+        idempotent=True,
+        retryable=True,
+    ),
+    Fault(
+        "closed within the body",
+        hangs_up_within,
+        ERROR,
+        "DISCONNECTED",
+        True,
+        "closed the connection before its answer was complete",
+        retryable=True,
+    ),
+    Fault(
+        "reset, then busy",
+        in_turn(resets, BUSY),
+        ERROR,
+        "BUSY",
+        True,
+        "asks to wait",
+        4,
+        idempotent=True,
+        retryable=True,
+    ),
+    Fault(
+        "asks to wait past the deadline",
+        status("429 Too Many Requests", "retry-after: 60"),
+        ERROR,
+        "BUSY",
+        False,
+        "asks to wait 60 seconds",
+        retryable=True,
+    ),
+]
+ANSWER = {"type": "object", "properties": {"answer": {"type": "string"}}}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+async def test_agent_that_fails_settles_the_job_within_its_deadline(
+    rt: Runtime, fault: Fault
+) -> None:
+    async with fake_agent(fault.behave) as fake:
+        agent = await make_agent(
+            rt, fake.url, timeout_seconds=1, idempotent=fault.idempotent, output_schema=ANSWER
+        )
+        job = await make_job(rt, agent)
+        done = await execute(rt, job)
+        assert len(fake.received) == fault.requests
+    assert (done.status, done.status_reason) == (fault.status, fault.reason)
+    assert done.result_json is None
+    assert fault.message in (done.status_message or "")
+    (attempt,) = await attempts_of(job)
+    assert attempt.state is AttemptState.FAILED
+    assert attempt.finished_at
+    assert await error_of(job) == {
+        "code": fault.code,
+        "message": done.status_message,
+        "retryable": fault.retryable,
+        "mayHaveExecuted": fault.executed,
+    }
+    assert await Verdict.all().count() == 0
+    expected = ["AGENT_REQUEST", "AGENT_RESPONSE"] * fault.requests
+    assert await log_types(job) == [*PASSED[:2], *expected, "STATUS_CHANGE"]
+
+
+async def test_agent_that_was_never_reached_leaves_the_job_assigned(rt: Runtime) -> None:
+    job = await make_job(rt, await make_agent(rt, NOWHERE))
+    done = await execute(rt, job)
+    assert done.status is JobStatus.ASSIGNED
+    assert done.status_reason is StatusReason.AGENT_UNREACHABLE
+    assert done.status_message == (
+        "No connection to the agent. Is its server running at its endpoint URL?"
+    )
+    (attempt,) = await attempts_of(job)
+    assert attempt.state is AttemptState.FAILED
+    assert await error_of(job) == {
+        "code": "UNREACHABLE",
+        "message": done.status_message,
+        "retryable": True,
+        "mayHaveExecuted": False,
+    }
+    tries = ["AGENT_REQUEST", "AGENT_RESPONSE"] * 4
+    assert await log_types(job) == [*PASSED[:2], *tries, "STATUS_CHANGE"]
+
+
+@pytest.mark.parametrize(
+    ("first", "idempotent"),
+    [(BUSY, False), (DOWN, False), (resets, True), (hangs_up_within, True)],
+    ids=["429", "503", "reset", "closed within the body"],
+)
+async def test_passing_trouble_is_overcome_within_the_attempt(
+    rt: Runtime, first: Behaviour, *, idempotent: bool
+) -> None:
+    async with fake_agent(in_turn(first, says_ok)) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url, idempotent=idempotent))
+        done = await execute(rt, job)
+    assert done.status is JobStatus.COMPLETED
+    assert done.attempt_count == 1
+    assert len(fake.received) == 2
+    assert len({key_of(each) for each in fake.received}) == 1
+    assert (await attempts_of(job))[0].error_json is None
+
+
+async def test_retry_waits_as_long_as_the_agent_asks(rt: Runtime) -> None:
+    busy = status("503 Service Unavailable", "retry-after: 1")
+    times: list[float] = []
+
+    async def timed(received: Received) -> None:
+        times.append(time.monotonic())
+        await (says_ok if len(times) > 1 else busy)(received)
+
+    async with fake_agent(timed) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url))
+        await execute(rt, job, wait_seconds=0)
+
+        async def pausing() -> bool:
+            return (await Job.get(id=job.id)).phase is JobPhase.RETRY_WAIT
+
+        await until(pausing)
+        await execution.outcome(rt, job, 30)
+    assert times[1] - times[0] >= 1
+    assert (await Job.get(id=job.id)).status is JobStatus.COMPLETED
+
+
+async def test_private_address_is_never_dialled_unless_allowed(
+    database_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, tmp_path)
+    async with fake_agent(says_ok) as fake:
+        async with runtime(settings, allow_private_agents=True) as rt:
+            job = await make_job(rt, await make_agent(rt, fake.url))
+        async with runtime(settings, allow_private_agents=False) as rt:
+            with pytest.raises(InvalidInput, match="SIGNOFF_ALLOW_PRIVATE_AGENTS"):
+                await make_agent(rt, fake.url)
+            done = await execute(rt, job)
+            assert done.status is JobStatus.ASSIGNED
+            assert done.status_reason is StatusReason.AGENT_UNREACHABLE
+            assert "not on the public internet" in (done.status_message or "")
+            assert (await error_of(job))["code"] == "UNREACHABLE"
+        assert fake.connections == 0
+
+
+# The log
+
+
+async def test_long_payloads_are_cut_and_say_so(rt: Runtime) -> None:
+    text = "ü" * 50_000
+    async with fake_agent(answers({"answer": "ok", "text": text})) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url), input={"text": text})
+        await execute(rt, job)
+    assert jsontext.loads(fake.received[0].body) == {"text": text}
+    entries = {entry.type: entry for entry in await logs_of(job)}
+    for type in (JobLogType.AGENT_REQUEST, JobLogType.AGENT_RESPONSE):
+        assert entries[type].payload_truncated
+        payload = jsontext.loads(entries[type].payload_json or "")
+        assert payload["bytes"] > 100_000
+        assert len(payload["truncated"].encode()) <= 65_536
+    assert not entries[JobLogType.VERDICT].payload_truncated
+    (attempt,) = await attempts_of(job)
+    assert jsontext.loads(attempt.response_json or "")["text"] == text
+
+
+# What people decide while it runs
+
+
+class Gate:
+    """An agent that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.open = asyncio.Event()
+
+    async def __call__(self, received: Received) -> None:
+        self.asked.set()
+        await self.open.wait()
+        await says_ok(received)
+
+
+@dataclass
+class Running:
+    """A job whose agent is at work."""
+
+    rt: Runtime
+    job: Job
+    fake: FakeAgent
+    gate: Gate
+
+    async def late(self) -> Any:
+        """Let the agent answer after all, and return what the log has of it."""
+        self.gate.open.set()
+
+        async def found() -> Any:
+            for entry in await logs_of(self.job):
+                if entry.type is JobLogType.AGENT_RESPONSE:
+                    return jsontext.loads(entry.payload_json or "")
+            return None
+
+        return await until(found)
+
+
+@pytest.fixture
+async def running(rt: Runtime) -> AsyncIterator[Running]:
+    gate = Gate()
+    async with fake_agent(gate) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url))
+        await execute(rt, job, wait_seconds=0)
+        await gate.asked.wait()
+        yield Running(rt, job, fake, gate)
+
+
+async def still(running: Running) -> dict[str, Any]:
+    """Everything of the job but its log."""
+    return {k: v for k, v in (await snapshot(running.job)).items() if k != "logs"}
+
+
+async def check_late_answer_is_logged_only(running: Running) -> None:
+    before = await still(running)
+    late = await running.late()
+    assert late["late"] is True
+    assert late["body"] == {"answer": "ok"}
+    assert await still(running) == before
+    assert "VERDICT" not in await log_types(running.job)
+
+
+async def test_answer_after_a_cancel_is_logged_and_not_applied(running: Running) -> None:
+    cancel = CancelJob(id=running.job.id, reason="No need.")
+    done = await decisions.cancel(running.rt, MEMBER, cancel)
+    assert done.status is JobStatus.CANCELLED
+    (attempt,) = await attempts_of(running.job)
+    assert attempt.state is AttemptState.CANCELLED
+    await check_late_answer_is_logged_only(running)
+
+
+async def test_job_can_be_forced_while_it_runs(running: Running) -> None:
+    force = ForceComplete.model_validate(
+        {"id": running.job.id, "result": {"by": "hand"}, "reason": "It is urgent."}
+    )
+    done = await decisions.force_complete(running.rt, ADMIN, force)
+    assert done.status is JobStatus.COMPLETED
+    assert done.completion_mode is CompletionMode.FORCED
+    assert done.status_reason is StatusReason.FORCED
+    assert done.status_message == "It is urgent."
+    await check_late_answer_is_logged_only(running)
+    assert (await Job.get(id=done.id)).result_json == '{"by":"hand"}'
+
+
+async def test_job_can_be_taken_from_a_running_agent_and_given_to_another(
+    running: Running,
+) -> None:
+    rt, job = running.rt, running.job
+    async with fake_agent(answers({"answer": "ok", "by": "other"})) as other:
+        agent = await make_agent(rt, other.url)
+        given: dict[str, Any] = {"id": job.id, "assign": {"agent_id": agent.id}}
+        before = await snapshot(job)
+        with pytest.raises(IllegalTransition):
+            await assignment.reassign(rt, ADMIN, ReassignJob.model_validate(given))
+        assert await snapshot(job) == before
+        take = ReassignJob.model_validate(given | {"interrupt_running": True})
+        taken = await assignment.reassign(rt, ADMIN, take)
+        assert (taken.status, taken.agent_id) == (JobStatus.ASSIGNED, agent.id)
+        await check_late_answer_is_logged_only(running)
+        done = await execute(rt, job)
+    assert done.status is JobStatus.COMPLETED
+    assert jsontext.loads(done.result_json or "") == {"answer": "ok", "by": "other"}
+    old, new = await attempts_of(job)
+    assert (old.state, old.agent_id, old.response_json) == (
+        AttemptState.CANCELLED,
+        before["job"]["agent_id"],
+        None,
+    )
+    assert (new.state, new.agent_id) == (AttemptState.SUCCEEDED, agent.id)
+
+
+async def test_running_job_can_be_resubmitted(running: Running) -> None:
+    command = ResubmitJob(id=running.job.id, reason="Wrong input.")
+    done = await decisions.resubmit(running.rt, ADMIN, command)
+    assert done.status is JobStatus.RESUBMISSION_REQUIRED
+    assert done.status_reason is StatusReason.RESUBMISSION_REQUESTED
+    await check_late_answer_is_logged_only(running)
+
+
+async def test_second_execution_of_a_running_job_is_refused(running: Running) -> None:
+    before = await snapshot(running.job)
+    with pytest.raises(IllegalTransition):
+        await execute(running.rt, running.job)
+    assert await snapshot(running.job) == before
+    running.gate.open.set()
+    done = await execution.outcome(running.rt, running.job, 30)
+    assert done.status is JobStatus.COMPLETED
+    assert len(running.fake.received) == 1
+
+
+async def test_resubmitted_job_keeps_its_old_response(rt: Runtime) -> None:
+    async with fake_agent(in_turn(says_ok, answers({"answer": "ok", "v": 2}))) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url))
+        await execute(rt, job)
+        again = ResubmitJob(id=job.id, reason="Once more.", execute=True)
+        accepted = await decisions.resubmit(rt, ADMIN, again)
+        assert accepted.status is JobStatus.IN_EXECUTION
+        assert accepted.result_json is None
+        done = await execution.outcome(rt, job, 30)
+    assert jsontext.loads(done.result_json or "") == {"answer": "ok", "v": 2}
+    old, new = await attempts_of(job)
+    assert (old.state, old.response_json) == (AttemptState.SUCCEEDED, '{"answer":"ok"}')
+    assert (new.state, new.response_json) == (AttemptState.SUCCEEDED, '{"answer":"ok","v":2}')
+    told = [jsontext.loads(e.payload_json or "") for e in await logs_of(job) if e.type == "STATUS_CHANGE"]
+    assert [each["event"] for each in told] == [
+        "CREATE",
+        "EXECUTE",
+        "PASS",
+        "RESUBMIT",
+        "EXECUTE",
+        "PASS",
+    ]
+
+
+async def test_resubmission_that_cannot_be_executed_changes_nothing(rt: Runtime) -> None:
+    async with fake_agent(says_ok) as fake:
+        agent = await make_agent(rt, fake.url)
+        job = await make_job(rt, agent)
+        await execute(rt, job)
+    await agents.set_availability(rt, agent.id, AgentAvailability.DISABLED)
+    before = await snapshot(job)
+    with pytest.raises(AgentUnavailable):
+        await decisions.resubmit(rt, ADMIN, ResubmitJob(id=job.id, reason="Again.", execute=True))
+    assert await snapshot(job) == before
+
+
+# Waiting
+
+
+async def test_wait_ends_when_the_job_waits_for_a_person(rt: Runtime) -> None:
+    async with fake_agent(says_ok) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url), acceptance_criteria=IS_POLITE)
+        began = time.monotonic()
+        done = await execute(rt, job)
+    assert (done.status, done.phase) == (JobStatus.IN_EXECUTION, JobPhase.AWAITING_REVIEW)
+    assert time.monotonic() - began < 20
+
+
+async def test_wait_ends_after_its_time(running: Running) -> None:
+    began = time.monotonic()
+    job = await execution.outcome(running.rt, running.job, 0.5)
+    assert 0.5 <= time.monotonic() - began < 10
+    assert (job.status, job.phase) == (JobStatus.IN_EXECUTION, JobPhase.CALLING_AGENT)
+
+
+async def test_execution_without_a_wait_returns_at_once(rt: Runtime) -> None:
+    gate = Gate()
+    async with fake_agent(gate) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url))
+        accepted = await execute(rt, job, wait_seconds=0)
+        assert (accepted.status, accepted.phase) == (JobStatus.IN_EXECUTION, JobPhase.QUEUED)
+        assert accepted.attempt_count == 1
+        gate.open.set()
+        await execution.outcome(rt, job, 30)
+
+
+async def test_no_more_requests_at_once_than_the_agent_takes(rt: Runtime) -> None:
+    at_once, most = 0, 0
+
+    async def counts(received: Received) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.05)
+        at_once -= 1
+        await says_ok(received)
+
+    async with fake_agent(counts) as fake:
+        agent = await make_agent(rt, fake.url, max_concurrency=2)
+        made = [await make_job(rt, agent) for _ in range(8)]
+        done = await asyncio.gather(*(execute(rt, job) for job in made))
+    assert {job.status for job in done} == {JobStatus.COMPLETED}
+    assert len(fake.received) == 8
+    assert most == 2
+
+
+# Refusals before anything happens
+
+
+@pytest.mark.parametrize("availability", [AgentAvailability.PAUSED, AgentAvailability.DISABLED])
+async def test_agent_that_takes_no_work_is_not_asked(
+    rt: Runtime, availability: AgentAvailability
+) -> None:
+    async with fake_agent(says_ok) as fake:
+        agent = await make_agent(rt, fake.url)
+        job = await make_job(rt, agent)
+        pending = await make_job(rt)
+        await agents.set_availability(rt, agent.id, availability)
+        before = await snapshot(job), await snapshot(pending), await Job.all().count()
+        with pytest.raises(AgentUnavailable) as refused:
+            await execute(rt, job)
+        assert refused.value.agent.id == agent.id
+        with pytest.raises(AgentUnavailable):
+            await make_job(rt, agent)
+        with pytest.raises(AgentUnavailable):
+            assign = AssignJob.model_validate({"id": pending.id, "assign": {"agent_id": agent.id}})
+            await assignment.assign(rt, MEMBER, assign)
+        assert (await snapshot(job), await snapshot(pending), await Job.all().count()) == before
+        assert fake.received == []
+
+
+TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+
+
+async def test_input_must_fit_the_agent_wherever_it_is_given_work(rt: Runtime) -> None:
+    anything, picky = await make_agent(rt), await make_agent(rt, input_schema=TEXT)
+    with pytest.raises(SchemaMismatch) as refused:
+        await make_job(rt, picky, input={"text": 1})
+    assert (refused.value.pointer, refused.value.keyword) == ("/text", "type")
+    assert await Job.all().count() == 0
+    mine = await make_job(rt, picky, input={"text": "a"})
+    pending = await make_job(rt, input={"text": 1})
+    others = await make_job(rt, anything, input={})
+    before = [await snapshot(job) for job in (mine, pending, others)]
+    to_picky: dict[str, Any] = {"assign": {"agent_id": picky.id}}
+    with pytest.raises(SchemaMismatch):
+        await jobs.update(rt, MEMBER, UpdateJob.model_validate({"id": mine.id, "input": {}}))
+    with pytest.raises(SchemaMismatch):
+        assign = AssignJob.model_validate({"id": pending.id} | to_picky)
+        await assignment.assign(rt, MEMBER, assign)
+    with pytest.raises(SchemaMismatch):
+        reassign = ReassignJob.model_validate({"id": others.id} | to_picky)
+        await assignment.reassign(rt, ADMIN, reassign)
+    assert [await snapshot(job) for job in (mine, pending, others)] == before
+    fitting = {"id": pending.id, "input": {"text": "b"}} | to_picky
+    done = await assignment.assign(rt, MEMBER, AssignJob.model_validate(fitting))
+    assert (done.status, done.input_json) == (JobStatus.ASSIGNED, '{"text":"b"}')
+
+
+# Review
+
+
+async def reviewed(rt: Runtime, job: Job, outcome: str, reason: str = "Looked at it.") -> Job:
+    attempt = (await attempts_of(job))[-1]
+    review = {"attempt_id": attempt.id, "outcome": outcome, "reason": reason}
+    return await decisions.review(rt, ADMIN, Review.model_validate(review))
+
+
+async def waiting_for_review(rt: Runtime, fake: FakeAgent, **agent: Any) -> Job:
+    made = await make_agent(rt, fake.url, **agent)
+    job = await make_job(rt, made, acceptance_criteria=IS_POLITE)
+    done = await execute(rt, job)
+    assert (done.status, done.phase) == (JobStatus.IN_EXECUTION, JobPhase.AWAITING_REVIEW)
+    return done
+
+
+async def test_without_a_judge_a_job_says_what_is_missing_and_waits_for_review(
+    rt: Runtime,
+) -> None:
+    unjudged = await make_job(rt, acceptance_criteria=IS_POLITE)
+    assert "set OPENAI_API_KEY" in (unjudged.status_message or "")
+    assert (await make_job(rt)).status_message is None
+    async with fake_agent(says_ok) as fake:
+        job = await waiting_for_review(rt, fake)
+        assert job.status_reason is StatusReason.VALIDATOR_ERROR
+        assert "No LLM judge is configured" in (job.status_message or "")
+        (attempt,) = await attempts_of(job)
+        assert attempt.response_json == '{"answer":"ok"}'
+        assert attempt.state is AttemptState.RUNNING
+        assert (await Verdict.get(job_id=job.id)).outcome is VerdictOutcome.ERROR
+
+
+async def test_approved_review_completes_the_job_with_the_kept_response(rt: Runtime) -> None:
+    async with fake_agent(says_ok) as fake:
+        job = await waiting_for_review(rt, fake)
+    done = await reviewed(rt, job, "PASS")
+    assert (done.status, done.phase) == (JobStatus.COMPLETED, None)
+    assert done.completion_mode is CompletionMode.REVIEWED
+    assert done.status_reason is StatusReason.REVIEW_APPROVED
+    assert done.status_message == "Looked at it."
+    assert done.result_json == '{"answer":"ok"}'
+    assert (await attempts_of(job))[0].state is AttemptState.SUCCEEDED
+    assert (await log_types(job))[-2:] == ["REVIEW", "STATUS_CHANGE"]
+    assert len(fake.received) == 1
+
+
+async def test_rejected_review_sends_the_job_back_and_tells_the_agent_why(rt: Runtime) -> None:
+    async with fake_agent(says_ok) as fake:
+        job = await waiting_for_review(rt, fake, accepts_feedback=True)
+        done = await reviewed(rt, job, "FAIL", "Say please.")
+        assert done.status is JobStatus.RESUBMISSION_REQUIRED
+        assert done.status_reason is StatusReason.REVIEW_REJECTED
+        assert done.result_json is None
+        assert (await attempts_of(job))[0].state is AttemptState.FAILED
+        await execute(rt, job)
+    hints = jsontext.loads(fake.received[1].headers["signoff-feedback"])
+    assert hints == ["Say please."]
+
+
+async def test_review_that_decides_nothing_is_refused(rt: Runtime) -> None:
+    async with fake_agent(in_turn(says_ok, says_ok)) as fake:
+        job = await waiting_for_review(rt, fake)
+        before = await snapshot(job)
+        for outcome in ("INCONCLUSIVE", "ERROR", "SKIPPED"):
+            with pytest.raises(InvalidInput):
+                await reviewed(rt, job, outcome)
+        assert await snapshot(job) == before
+        await reviewed(rt, job, "FAIL")
+        old = (await attempts_of(job))[0]
+        await execute(rt, job)
+    before = await snapshot(job)
+    review = Review(attempt_id=old.id, outcome=VerdictOutcome.PASS, reason="Late.")
+    with pytest.raises(InvalidInput, match="current attempt"):
+        await decisions.review(rt, ADMIN, review)
+    assert await snapshot(job) == before
+    with pytest.raises(SignoffError):
+        await decisions.review(rt, MEMBER, review)
+    assert await snapshot(job) == before
+
+
+async def test_job_that_does_not_wait_for_review_cannot_be_reviewed(running: Running) -> None:
+    before = await snapshot(running.job)
+    with pytest.raises(IllegalTransition, match="does not wait for a review"):
+        await reviewed(running.rt, running.job, "PASS")
+    assert await snapshot(running.job) == before
+
+
+async def test_criteria_changed_later_do_not_change_what_an_attempt_was_held_against(
+    rt: Runtime,
+) -> None:
+    no_is_fine = {**SAYS_OK["items"][0], "config": {"value": "no", "pointer": "/answer"}}
+    async with fake_agent(says_no) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url))
+        assert (await execute(rt, job)).status is JobStatus.RESUBMISSION_REQUIRED
+        change = {"id": job.id, "acceptance_criteria": {"items": [no_is_fine]}}
+        await jobs.update(rt, MEMBER, UpdateJob.model_validate(change))
+        assert (await execute(rt, job)).status is JobStatus.COMPLETED
+    versions = await Attempt.filter(job_id=job.id).order_by("number").values_list("criteria_version")
+    assert versions == [(1,), (2,)]
+    told = [jsontext.loads(e.payload_json or "") for e in await logs_of(job) if e.type == "VERDICT"]
+    assert [each["criteriaVersion"] for each in told] == [1, 2]
+
+
+def test_command_bounds_its_wait() -> None:
+    with pytest.raises(ValueError, match="less than or equal to 60"):
+        ExecuteJob.model_validate({"id": Attempt().id, "wait_seconds": 61})
