@@ -5,7 +5,7 @@ from enum import StrEnum
 from tortoise import fields
 from tortoise.indexes import Index
 
-from models.base import InstantField, Table
+from models.base import InstantField, Table, now
 
 
 class AgentAvailability(StrEnum):
@@ -35,7 +35,7 @@ class Agent(Table):
     auth_header_sealed = fields.TextField(null=True)
     signing_secret_sealed = fields.TextField()
     version = fields.IntField(default=1)
-    updated_at = InstantField(auto_now=True)
+    updated_at = InstantField(default=now)
 
     class Meta(Table.Meta):
         abstract = False

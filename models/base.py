@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from tortoise import fields
 from tortoise.models import Model
 from uuid_utils import compat
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
 
 
 def uuid7() -> UUID:
@@ -33,7 +37,7 @@ class Table(Model):
     """What every table but the log has."""
 
     id = fields.UUIDField(primary_key=True, default=uuid7)
-    created_at = InstantField(auto_now_add=True)
+    created_at = InstantField(default=now)
 
     class Meta(Model.Meta):
         abstract = True

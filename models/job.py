@@ -7,7 +7,7 @@ from tortoise import fields
 from tortoise.indexes import Index
 
 from models.agent import Agent
-from models.base import InstantField, Table
+from models.base import InstantField, Table, now
 
 
 class JobStatus(StrEnum):
@@ -101,7 +101,7 @@ class Job(Table):
     created_by_kind = fields.CharEnumField(ActorKind, max_length=16, description="ActorKind")
     created_by_id = fields.CharField(max_length=200)
     created_by_name = fields.CharField(max_length=200)
-    updated_at = InstantField(auto_now=True)
+    updated_at = InstantField(default=now)
     archived_at = InstantField(null=True)
 
     agent: fields.ForeignKeyNullableRelation[Agent] = fields.ForeignKeyField(

@@ -9,7 +9,7 @@ from tortoise.models import Model
 
 from models.agent import Agent
 from models.attempt import Attempt
-from models.base import InstantField
+from models.base import InstantField, now
 from models.job import ActorKind, Job, JobStatus
 
 
@@ -37,7 +37,7 @@ class JobLog(Model):
     actor_kind = fields.CharEnumField(ActorKind, max_length=16, description="ActorKind")
     actor_id = fields.CharField(max_length=200, null=True)
     actor_name = fields.CharField(max_length=200)
-    created_at = InstantField(auto_now_add=True)
+    created_at = InstantField(default=now)
 
     job: fields.ForeignKeyRelation[Job] = fields.ForeignKeyField(
         "models.Job", related_name=False, on_delete=fields.RESTRICT

@@ -7,12 +7,13 @@ writes in batches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar, cast
 
 from tortoise import connections
+from tortoise.fields import UUIDField
 from tortoise.fields.base import Field
 from tortoise.models import Model
 
@@ -55,15 +56,33 @@ class BeforeCommit(Protocol):
     async def __call__(self, connection: Any) -> None: ...
 
 
+Encode = Callable[[Any], Any]
+
+
 @lru_cache(maxsize=1000)
-def _columns(model: type[Model], names: tuple[str, ...]) -> tuple[tuple[str, Field[Any]], ...]:
+def _columns(model: type[Model], names: tuple[str, ...]) -> tuple[tuple[str, Encode | None], ...]:
+    """The column of each attribute, and what makes a driver's value of the attribute's."""
     described = model._meta  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     fields = cast("Any", described.fields_map)
-    return tuple((described.fields_db_projection[name], fields[name]) for name in names)
+    return tuple((described.fields_db_projection[name], _encoder(fields[name])) for name in names)
+
+
+def _encoder(field: Field[Any]) -> Encode | None:
+    if isinstance(field, UUIDField):
+        return _text
+    return _value if hasattr(field, "enum_type") else None
+
+
+def _text(value: Any) -> Any:
+    return None if value is None else str(value)
+
+
+def _value(value: Any) -> Any:
+    return None if value is None else value.value
 
 
 @lru_cache(maxsize=100)
-def _names(model: type[Model]) -> tuple[str, ...]:
+def attributes(model: type[Model]) -> tuple[str, ...]:
     """The attributes of a new row; a key that the database makes is not among them."""
     described = model._meta  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     return tuple(
@@ -72,8 +91,10 @@ def _names(model: type[Model]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1000)
-def _insert_sql(model: type[Model], rows: int, returning: str | None) -> str:
-    columns = [column for column, _ in _columns(model, _names(model))]
+def _insert_sql(
+    model: type[Model], names: tuple[str, ...], rows: int, returning: str | None
+) -> str:
+    columns = [column for column, _ in _columns(model, names)]
     named = ", ".join(f'"{column}"' for column in columns)
     width = len(columns)
     marks = ", ".join(
@@ -99,22 +120,58 @@ def _table(model: type[Model]) -> str:
 
 
 @lru_cache(maxsize=100)
-def _select_sql(model: type[Model], where: tuple[str, ...]) -> str:
+def _select_sql(models: tuple[type[Model], ...], source: str) -> str:
+    columns = [
+        f't{n}."{column}"'
+        for n, model in enumerate(models)
+        for column, _ in _columns(model, _everything(model))
+    ]
+    return f"SELECT {', '.join(columns)} FROM {source}"  # noqa: S608
+
+
+@lru_cache(maxsize=100)
+def _everything(model: type[Model]) -> tuple[str, ...]:
     described = model._meta  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    columns = ", ".join(f'"{column}"' for column in described.fields_db_projection.values())
-    return f'SELECT {columns} FROM "{_table(model)}"' + _where(model, where, 0)  # noqa: S608
+    return tuple(described.fields_db_projection)
 
 
 async def fetch(model: type[M], **where: Any) -> M | None:
     """The row whose columns have these values; the same as Tortoise's `get_or_none`."""
-    sql = _select_sql(model, tuple(where))
+    source = f'"{_table(model)}" t0' + _where(model, tuple(where), 0)
+    rows = await fetch_joined((model,), source, *_values(model, where))
+    return rows[0] if rows else None
+
+
+async def fetch_joined(models: tuple[type[Model], ...], source: str, *values: Any) -> list[Any]:
+    """One row of several tables, as an object of each: None for one that a left join missed.
+
+    `source` is what follows FROM, with the tables as `t0`, `t1`… in the order of `models`.
+    Empty where there is no row.
+    """
+    sql = _select_sql(models, source)
     database = connections.get("default")
     if database.capabilities.dialect == "sqlite":
         sql = numbered(sql)
-    rows = await database.execute_query_dict(sql, _values(model, where))
+    _, rows = await database.execute_query(sql, list(values))
     if not rows:
+        return []
+    found: list[Any] = []
+    start = 0
+    for model in models:
+        names = _everything(model)
+        part = rows[0][start : start + len(names)]
+        start += len(names)
+        found.append(_object(model, names, part))
+    return found
+
+
+def _object(model: type[Model], names: tuple[str, ...], values: Sequence[Any]) -> Model | None:
+    columns = [column for column, _ in _columns(model, names)]
+    row = dict(zip(columns, values, strict=True))
+    described = model._meta  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    if row[described.db_pk_column] is None:
         return None
-    return model._init_from_db(**rows[0])  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return model._init_from_db(**row)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 @lru_cache(maxsize=2000)
@@ -124,21 +181,17 @@ def numbered(sql: str) -> str:
 
 
 def _values(model: type[Model], given: Mapping[str, Any]) -> list[Any]:
-    fields = _columns(model, tuple(given))
     return [
-        field.to_db_value(value, model)
-        for (_, field), value in zip(fields, given.values(), strict=True)
+        given[name] if encode is None else encode(given[name])
+        for name, (_, encode) in zip(given, _columns(model, tuple(given)), strict=True)
     ]
 
 
-def insert(*rows: Model, returning: str | None = None) -> Statement:
-    """New rows of one table, their times filled in."""
-    model = type(rows[0])
-    named = list(zip(_names(model), _columns(model, _names(model)), strict=True))
-    values = [
-        field.to_db_value(getattr(row, name), row) for row in rows for name, (_, field) in named
-    ]
-    sql = _insert_sql(model, len(rows), returning)
+def insert(model: type[Model], *rows: Mapping[str, Any], returning: str | None = None) -> Statement:
+    """New rows, which all give the same attributes."""
+    names = tuple(rows[0])
+    values = [value for row in rows for value in _values(model, row)]
+    sql = _insert_sql(model, names, len(rows), returning)
     return Statement(sql, values, returning=returning is not None)
 
 

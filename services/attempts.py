@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from models import Agent, Attempt, Job, JobLogType, JobPhase, StatusReason, jsontext
+from models import Agent, Attempt, CriteriaSet, Job, JobLogType, JobPhase, StatusReason, jsontext
 from services import lifecycle, log
 from services.actors import SYSTEM
 from services.errors import IllegalTransition, NotFound, VersionConflict
@@ -21,8 +21,9 @@ class Run:
     """One attempt under way."""
 
     job: Job
-    agent: Agent
     attempt: Attempt
+    agent: Agent
+    criteria: CriteriaSet
 
     @property
     def key(self) -> str:

@@ -87,7 +87,7 @@ async def _force_complete(rt: Runtime, viewer: Viewer, command: ForceComplete) -
 @atomic
 async def resubmit(rt: Runtime, viewer: Viewer, command: ResubmitJob) -> Job:
     """With `execute` raises also what an execution raises, and then nothing has changed."""
-    job = await jobs.get(viewer, command.id)
+    job, agent = await jobs.with_agent(viewer, command.id)
     await lifecycle.move(
         rt,
         job,
@@ -100,7 +100,7 @@ async def resubmit(rt: Runtime, viewer: Viewer, command: ResubmitJob) -> Job:
         completion_mode=None,
     )
     if command.execute:
-        await execution.accept(rt, viewer, job, feedback=command.reason)
+        await execution.accept(rt, viewer, job, agent, feedback=command.reason)
     return job
 
 

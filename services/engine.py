@@ -183,6 +183,8 @@ class Engine:
         key, number = orjson.loads(message.payload or b"")
         try:
             await self._run(UUID(key), number)
+        except asyncio.CancelledError:  # only `stop` cancels: hand it back, to be gone on with
+            raise RetryRequested(timedelta(0), "the worker is stopping") from None
         except Exception as error:
             logger.exception("an execution failed unexpectedly", job_id=key, attempt=number)
             if message.attempts < REDELIVERIES:

@@ -20,6 +20,7 @@ from models import (
     Agent,
     Attempt,
     AttemptState,
+    CriteriaSet,
     Job,
     JobPhase,
     JobStatus,
@@ -68,9 +69,9 @@ async def execute(rt: Runtime, viewer: Viewer, command: ExecuteJob) -> Job:
 
 @atomic
 async def _execute(rt: Runtime, viewer: Viewer, command: ExecuteJob) -> Job:
-    job = await jobs.get(viewer, command.id)
+    job, agent = await jobs.with_agent(viewer, command.id)
     return await accept(
-        rt, viewer, job, feedback=command.feedback, expected_version=command.expected_version
+        rt, viewer, job, agent, feedback=command.feedback, expected_version=command.expected_version
     )
 
 
@@ -79,12 +80,12 @@ async def accept(
     rt: Runtime,
     viewer: Viewer,
     job: Job,
+    agent: Agent | None,
     *,
     feedback: str | None = None,
     expected_version: int | None = None,
 ) -> Job:
     """Open the next attempt and hand it to the engine."""
-    agent = await statements.fetch(Agent, id=job.agent_id) if job.agent_id else None
     lifecycle.demand(job, Event.EXECUTE, viewer, agent=agent, expected_version=expected_version)
     assert agent is not None  # noqa: S101 - the guard of EXECUTE
     hints = await _feedback(job, feedback) if agent.accepts_feedback else []
@@ -152,14 +153,19 @@ def is_running(job: Job) -> bool:
     return job.status is JobStatus.IN_EXECUTION and job.phase is not JobPhase.AWAITING_REVIEW
 
 
+UNDER_WAY = """"jobs" t0
+    JOIN "attempts" t1 ON t1.job_id = t0.id AND t1.number = t0.attempt_count
+    JOIN "agents" t2 ON t2.id = t1.agent_id
+    JOIN "criteria_sets" t3 ON t3.job_id = t0.id AND t3.version = t1.criteria_version
+    WHERE t0.id = $1"""
+
+
 async def _under_way(job_id: UUID, number: int) -> Run | None:
-    job = await statements.fetch(Job, id=job_id)
-    if job is None or job.attempt_count != number or not is_running(job):
+    tables = (Job, Attempt, Agent, CriteriaSet)
+    found = await statements.fetch_joined(tables, UNDER_WAY, str(job_id))
+    if not found or found[0].attempt_count != number or not is_running(found[0]):
         return None
-    attempt = await statements.fetch(Attempt, job_id=job_id, number=number)
-    agent = await statements.fetch(Agent, id=job.agent_id)
-    assert attempt is not None and agent is not None  # noqa: S101, PT018 - a running job has both
-    return Run(job, agent, attempt)
+    return Run(*found)
 
 
 async def run(rt: Runtime, job_id: UUID, number: int) -> None:

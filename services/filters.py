@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, Field
 from tortoise.expressions import Q, Subquery
 
 from models import AgentAvailability, JobPriority, JobStatus, JobTag
 from services.actors import Viewer
+from services.errors import InvalidInput
 from services.values import AgentId, Command, JobId, Text
 
 MAX_DEPTH = 5
 MAX_LIST = 200
+MAX_CONDITIONS = 500
+"""Filters and listed values of one condition: a database's parser has a limit too."""
 
 Texts = Annotated[list[Text], Field(max_length=MAX_LIST)]
 
@@ -152,8 +155,38 @@ def job_condition(where: JobFilter | None, viewer: Viewer) -> Q:
     if where is None or where.archived is None:
         parts.append(Q(archived_at__isnull=True))
     if where is not None:
+        _check(where)
         parts.append(_job(where))
     return _all(parts)
+
+
+def _check(where: JobFilter) -> None:
+    """Refuse what would take a database long, or is more than it can parse."""
+    level, depth, conditions = [where], 0, 0
+    while level:
+        depth += 1
+        conditions += sum(map(_weight, level))
+        level = [child for each in level for child in _children(each)]
+    if depth > MAX_DEPTH:
+        raise InvalidInput.at("where", message=f"is nested more than {MAX_DEPTH} levels deep")
+    if conditions > MAX_CONDITIONS:
+        raise InvalidInput.at("where", message=f"has more than {MAX_CONDITIONS} conditions")
+
+
+def _children(where: JobFilter) -> list[JobFilter]:
+    return [*(where.and_ or ()), *(where.or_ or ()), *([where.not_] if where.not_ else ())]
+
+
+def _weight(where: Command) -> int:
+    """The comparators of one filter, and the values that they list."""
+    total = 1
+    for _, value in where:
+        if isinstance(value, Command) and not isinstance(value, JobFilter):
+            total += _weight(value)
+        elif isinstance(value, list):
+            values = cast("list[object]", value)
+            total += sum(not isinstance(each, Command) for each in values)
+    return total
 
 
 def _job(where: JobFilter) -> Q:
@@ -176,17 +209,23 @@ def _job(where: JobFilter) -> Q:
     return _all(parts)
 
 
-def _all(parts: Iterable[Q]) -> Q:
-    return Q(*parts, join_type=Q.AND)
-
-
 NOTHING = Q(pk__in=[])
+EVERYTHING = ~NOTHING
+"""Said outright: Tortoise forgets an empty condition, and whatever negates it or is beside it."""
+
+
+def _all(parts: Iterable[Q]) -> Q:
+    return Q(*(list(parts) or [EVERYTHING]), join_type=Q.AND)
+
+
+def _any(parts: Iterable[Q]) -> Q:
+    return Q(*(list(parts) or [NOTHING]), join_type=Q.OR)
 
 
 def _any_of(filters: list[JobFilter] | None) -> list[Q]:
     if filters is None:
         return []
-    return [Q(*[_job(each) for each in filters], join_type=Q.OR) if filters else NOTHING]
+    return [_any(_job(each) for each in filters)]
 
 
 def agent_condition(where: AgentFilter | None, prefix: str = "") -> Q:
@@ -197,9 +236,16 @@ def agent_condition(where: AgentFilter | None, prefix: str = "") -> Q:
         *_text(f"{prefix}name", where.name),
         *_members(f"{prefix}availability", where.availability),
     ]
+    if prefix and parts and not _only_excludes(where):
+        parts.append(Q(agent_id__isnull=False))  # else a job without agent is neither in nor out
     if where.is_null is not None and prefix:
         parts.append(Q(agent_id__isnull=where.is_null))
     return _all(parts)
+
+
+def _only_excludes(where: AgentFilter) -> bool:
+    ids = where.id
+    return not (where.name or where.availability or (ids and (ids.eq or ids.in_ is not None)))
 
 
 OPERATORS = {"eq": "", "in_": "__in", "nin": "__not_in", "gte": "__gte"}
@@ -227,7 +273,7 @@ def _text(column: str, where: StringComparator | None) -> list[Q]:
         parts.append(Q(**{f"{column}__iexact" if i else column: where.eq}))
     if where.in_ is not None:
         exact = f"{column}__iexact" if i else column
-        parts.append(Q(*[Q(**{exact: one}) for one in where.in_], join_type=Q.OR))
+        parts.append(_any(Q(**{exact: one}) for one in where.in_))
     if where.contains is not None:
         parts.append(Q(**{f"{column}__{i}contains": where.contains}))
     if where.starts_with is not None:

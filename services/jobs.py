@@ -11,6 +11,7 @@ from uuid import UUID
 from pydantic import AfterValidator, Field
 
 from models import (
+    Agent,
     CriteriaSet,
     CriterionKind,
     Job,
@@ -197,15 +198,24 @@ async def _update(rt: Runtime, viewer: Viewer, job: Job, command: UpdateJob) -> 
     return job
 
 
-@atomic
 async def add_note(rt: Runtime, viewer: Viewer, job_id: UUID, message: Reason) -> JobLog:
     """A remark in the log; raises `NotFound` or `Forbidden`."""
     job = await get(viewer, job_id)
     if not (viewer.owns(job) or viewer.is_admin):
         raise Forbidden("Only the owner or an admin may add notes to this job.")
-    entry = log.entry(job, JobLogType.NOTE, viewer, message=message)
-    current().insert_keyed(entry, "seq")
-    return entry
+    return await JobLog.get(seq=await _write_note(rt, viewer, job, message))
+
+
+async def _write_note(rt: Runtime, viewer: Viewer, job: Job, message: str) -> int:
+    written: list[int] = []
+
+    @atomic
+    async def write(rt: Runtime) -> None:
+        entry = log.entry(job, JobLogType.NOTE, viewer, message=message)
+        current().insert_numbered(entry, written.append)
+
+    await write(rt)
+    return written[0]
 
 
 async def get(viewer: Viewer, job_id: UUID) -> Job:
@@ -214,6 +224,15 @@ async def get(viewer: Viewer, job_id: UUID) -> Job:
     if job is None or not viewer.sees(job):
         raise NotFound(public_id("job", job_id))
     return job
+
+
+async def with_agent(viewer: Viewer, job_id: UUID) -> tuple[Job, Agent | None]:
+    """The same, and the agent that it is assigned to."""
+    source = '"jobs" t0 LEFT JOIN "agents" t1 ON t1.id = t0.agent_id WHERE t0.id = $1'
+    found = await statements.fetch_joined((Job, Agent), source, str(job_id))
+    if not found or not viewer.sees(found[0]):
+        raise NotFound(public_id("job", job_id))
+    return found[0], found[1]
 
 
 async def get_many(viewer: Viewer, job_ids: Sequence[UUID]) -> list[Job | None]:

@@ -10,7 +10,6 @@ import orjson
 
 from models import (
     CompletionMode,
-    CriteriaSet,
     CriterionKind,
     JobLogType,
     JobPhase,
@@ -18,7 +17,6 @@ from models import (
     Verdict,
     VerdictOutcome,
     jsontext,
-    statements,
 )
 from services import attempts, json_schemas
 from services.attempts import Run
@@ -67,14 +65,10 @@ async def judge(rt: Runtime, this: Run) -> None:
         reason = StatusReason.OUTPUT_SCHEMA_INVALID
         await attempts.settle(rt, this, Event.FAIL, reason, message, error=error)
         return
-    criteria_set = await statements.fetch(
-        CriteriaSet, job_id=this.job.id, version=this.attempt.criteria_version
-    )
-    assert criteria_set is not None  # noqa: S101 - criteria are never deleted
     checklist = Checklist(
-        text=criteria_set.text,
-        items=jsontext.loads(criteria_set.items_json),
-        pass_threshold=criteria_set.pass_threshold,
+        text=this.criteria.text,
+        items=jsontext.loads(this.criteria.items_json),
+        pass_threshold=this.criteria.pass_threshold,
     )
     subject = Subject(
         input=jsontext.loads(this.job.input_json),
@@ -83,7 +77,7 @@ async def judge(rt: Runtime, this: Run) -> None:
         latency_ms=this.attempt.latency_ms or 0,
     )
     judgement = await _judgement(rt, this, checklist, subject)
-    await _apply(rt, this, criteria_set, judgement, decide(checklist, judgement.results))
+    await _apply(rt, this, judgement, decide(checklist, judgement.results))
 
 
 @atomic
@@ -172,14 +166,13 @@ async def _record_request(rt: Runtime, this: Run, payload: dict[str, Any]) -> No
 async def _apply(
     rt: Runtime,
     this: Run,
-    criteria_set: CriteriaSet,
     judgement: Judgement,
     decision: Decision,
 ) -> None:
     """Write the verdict and settle the job by it."""
     results = [result.to_json() for result in judgement.results]
     if judgement.judge["kind"] == "checks":
-        asked = {"kind": "checks", "criteria": orjson.Fragment(criteria_set.items_json)}
+        asked = {"kind": "checks", "criteria": orjson.Fragment(this.criteria.items_json)}
         attempts.tell(this, JobLogType.VALIDATOR_REQUEST, "Running the checks.", asked)
     attempts.tell(
         this,
@@ -196,7 +189,7 @@ async def _apply(
     verdict = Verdict(
         job_id=this.job.id,
         attempt_id=this.attempt.id,
-        criteria_set_id=criteria_set.id,
+        criteria_set_id=this.criteria.id,
         outcome=decision.outcome,
         score=decision.score,
         summary=decision.summary,
@@ -211,7 +204,7 @@ async def _apply(
         "outcome": decision.outcome,
         "score": decision.score,
         "verdictId": public_id("verdict", verdict.id),
-        "criteriaVersion": criteria_set.version,
+        "criteriaVersion": this.criteria.version,
     }
     attempts.tell(this, JobLogType.VERDICT, decision.summary, told)
     await _settle(rt, this, decision)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from models import Job, JobLog, JobLogType, jsontext
+from models import Job, JobLogType, jsontext
 from services.actors import Actor, Viewer
-from services.transactions import current
+from services.transactions import Entry, current
 
 MAX_PAYLOAD_BYTES = 65_536
 
 
-def append(entry: JobLog) -> None:
+def append(entry: Entry) -> None:
     """Write `entry` in the transaction under way."""
     current().entries.append(entry)
 
@@ -25,25 +26,26 @@ def entry(
     message: str | None = None,
     payload: Any = None,
     attempt_id: UUID | None = None,
-) -> JobLog:
+) -> Entry:
     """One entry, not written yet.
 
     A payload over 64 KiB of JSON is cut to its beginning and says so.
     """
     payload_json, truncated = _bounded(payload)
-    return JobLog(
-        job_id=job.id,
-        type=type,
-        status=job.status,
-        message=message,
-        payload_json=payload_json,
-        payload_truncated=truncated,
-        attempt_id=attempt_id,
-        agent_id=job.agent_id,
-        actor_kind=by.kind,
-        actor_id=by.id,
-        actor_name=by.name,
-    )
+    return {
+        "job_id": job.id,
+        "type": type,
+        "status": job.status,
+        "message": message,
+        "payload_json": payload_json,
+        "payload_truncated": truncated,
+        "attempt_id": attempt_id,
+        "agent_id": job.agent_id,
+        "actor_kind": by.kind,
+        "actor_id": by.id,
+        "actor_name": by.name,
+        "created_at": datetime.now(UTC),
+    }
 
 
 def _bounded(payload: Any) -> tuple[str | None, bool]:

@@ -28,6 +28,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Otherwise = Callable[[], Awaitable[None]]
+Entry = dict[str, Any]
+"""The columns of an entry of the log."""
 
 
 @dataclass(slots=True)
@@ -38,7 +40,7 @@ class Transaction:
     """
 
     writes: list[Statement] = field(default_factory=list[Statement])
-    entries: list[JobLog] = field(default_factory=list[JobLog])
+    entries: list[Entry] = field(default_factory=list[Entry])
     executions: list[Job] = field(default_factory=list[Job])
     _guards: dict[int, Otherwise] = field(default_factory=dict[int, Otherwise])
     _returned: dict[int, Callable[[Any], None]] = field(
@@ -48,12 +50,13 @@ class Transaction:
     def insert(self, *rows: Model) -> None:
         """New rows of one table."""
         if rows:
-            self.writes.append(statements.insert(*rows))
+            given = [_columns(row) for row in rows]
+            self.writes.append(statements.insert(type(rows[0]), *given))
 
-    def insert_keyed(self, row: Model, key: str) -> None:
-        """A row whose key the database makes: `row` has it after the commit."""
-        self._returned[len(self.writes)] = partial(setattr, row, key)
-        self.writes.append(statements.insert(row, returning=key))
+    def insert_numbered(self, entry: Entry, take: Callable[[int], None]) -> None:
+        """An entry of the log; `take` gets its position after the commit."""
+        self._returned[len(self.writes)] = take
+        self.writes.append(statements.insert(JobLog, entry, returning="seq"))
 
     def update(
         self, model: type[Model], where: Mapping[str, Any], changes: Mapping[str, Any]
@@ -82,7 +85,7 @@ class Transaction:
         """Write all of it, then wake who waits for it."""
         database = cast("Batching", connections.get("default"))
         if self.entries:
-            self.insert(*self.entries)
+            self.writes.append(statements.insert(JobLog, *self.entries))
         queued = partial(rt.engine.enqueue, jobs=self.executions) if self.executions else None
         try:
             results = await database.execute_batch(self.writes, queued)
@@ -94,6 +97,12 @@ class Transaction:
         if self.executions:
             await rt.engine.enqueued(self.executions)
         rt.events.wake()
+
+
+def _columns(row: Model) -> dict[str, Any]:
+    """What a new row holds."""
+    given = vars(row)
+    return {name: given[name] for name in statements.attributes(type(row))}
 
 
 _current: ContextVar[Transaction] = ContextVar("transaction")

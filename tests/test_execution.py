@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from tortoise.models import Model
 
+import models
 from models import (
     AgentAvailability,
     Attempt,
@@ -41,7 +44,9 @@ from services.jobs import UpdateJob
 from services.runtime import Runtime
 from services.values import public_id
 from signoff.wiring import runtime
+from tests.fakes import openai_server
 from tests.fakes.agents import Behaviour, FakeAgent, Received, fake_agent
+from tests.fakes.openai_server import FakeOpenAI
 from tests.support.making import (
     ADMIN,
     IS_POLITE,
@@ -52,7 +57,6 @@ from tests.support.making import (
     attempts_of,
     error_of,
     execute,
-    holds,
     in_turn,
     key_of,
     log_types,
@@ -77,6 +81,12 @@ PASSED = [
     "VERDICT",
     "STATUS_CHANGE",
 ]
+
+
+async def told(job: Job, type: JobLogType) -> list[Any]:
+    """The payloads of all entries of a type."""
+    entries = [entry for entry in await logs_of(job) if entry.type is type]
+    return [jsontext.loads_or_none(entry.payload_json) for entry in entries]
 
 
 # Passing and failing
@@ -250,10 +260,9 @@ class Fault:
     behave: Behaviour
     reason: StatusReason
     code: str
-    executed: bool
     message: str
     requests: int = 1
-    status: JobStatus = RESUB
+    executed: bool = True
     idempotent: bool = False
     retryable: bool = False
 
@@ -261,13 +270,12 @@ class Fault:
 ERROR, REJECTED = StatusReason.AGENT_ERROR, StatusReason.AGENT_REJECTED
 TIMEOUT = StatusReason.AGENT_TIMEOUT
 FAULTS = [
-    Fault("busy", BUSY, ERROR, "BUSY", False, "asks to wait 0 seconds", 4, retryable=True),
+    Fault("busy", BUSY, ERROR, "BUSY", "asks to wait 0 seconds", 4, executed=False, retryable=True),
     Fault(
         "down without a word of when",
         status("503 Service Unavailable"),
         ERROR,
         "BUSY",
-        True,
         "503 Service Unavailable",
         retryable=True,
     ),
@@ -276,7 +284,6 @@ FAULTS = [
         status("500 Internal Server Error"),
         ERROR,
         "SERVER_ERROR",
-        True,
         "The agent answered 500 Internal Server Error. Its own logs tell why.",
     ),
     Fault(
@@ -284,7 +291,6 @@ FAULTS = [
         status("404 Not Found"),
         REJECTED,
         "REJECTED",
-        True,
         "The agent answered 404 Not Found. Check the agent's endpoint URL.",
     ),
     Fault(
@@ -292,7 +298,6 @@ FAULTS = [
         status("401 Unauthorized"),
         REJECTED,
         "REJECTED",
-        True,
         "The agent answered 401 Unauthorized. Check the agent's auth header.",
     ),
     Fault(
@@ -300,18 +305,16 @@ FAULTS = [
         status("302 Found", f"location: {NOWHERE}"),
         ERROR,
         "REDIRECTED",
-        True,
         "302 Found. Redirects are not followed",
     ),
-    Fault("garbage", says(b"hello"), ERROR, "NOT_JSON", True, "is not JSON"),
-    Fault("empty", says(b""), ERROR, "NOT_JSON", True, "is empty; it must be JSON"),
-    Fault("NaN", says(b'{"answer":NaN}'), ERROR, "NOT_JSON", True, "is not JSON"),
+    Fault("garbage", says(b"hello"), ERROR, "NOT_JSON", "is not JSON"),
+    Fault("empty", says(b""), ERROR, "NOT_JSON", "is empty; it must be JSON"),
+    Fault("NaN", says(b'{"answer":NaN}'), ERROR, "NOT_JSON", "is not JSON"),
     Fault(
         "wrong schema",
         says(b'{"answer":1}'),
         StatusReason.OUTPUT_SCHEMA_INVALID,
         "OUTPUT_SCHEMA_INVALID",
-        True,
         "does not fit the outputSchema at /answer",
         retryable=True,
     ),
@@ -320,17 +323,15 @@ FAULTS = [
         says(b'"' + b"a" * 1_048_576 + b'"'),
         ERROR,
         "TOO_LARGE",
-        True,
         "has more than 1048576 bytes",
     ),
-    Fault("slow body", drips, TIMEOUT, "TIMEOUT", True, "within 1 seconds"),
-    Fault("hanging headers", stalls, TIMEOUT, "TIMEOUT", True, "within 1 seconds"),
+    Fault("slow body", drips, TIMEOUT, "TIMEOUT", "within 1 seconds"),
+    Fault("hanging headers", stalls, TIMEOUT, "TIMEOUT", "within 1 seconds"),
     Fault(
         "reset",
         resets,
         ERROR,
         "DISCONNECTED",
-        True,
         "closed the connection before its answer was complete",
         retryable=True,
     ),
@@ -339,7 +340,6 @@ FAULTS = [
         resets,
         ERROR,
         "DISCONNECTED",
-        True,
         "closed the connection",
         4,
         idempotent=True,
@@ -350,19 +350,7 @@ FAULTS = [
         hangs_up_within,
         ERROR,
         "DISCONNECTED",
-        True,
         "closed the connection before its answer was complete",
-        retryable=True,
-    ),
-    Fault(
-        "reset, then busy",
-        in_turn(resets, BUSY),
-        ERROR,
-        "BUSY",
-        True,
-        "asks to wait",
-        4,
-        idempotent=True,
         retryable=True,
     ),
     Fault(
@@ -370,8 +358,8 @@ FAULTS = [
         status("429 Too Many Requests", "retry-after: 60"),
         ERROR,
         "BUSY",
-        False,
         "asks to wait 60 seconds",
+        executed=False,
         retryable=True,
     ),
 ]
@@ -389,7 +377,7 @@ async def test_agent_that_fails_settles_the_job_within_its_deadline(
         job = await make_job(rt, agent)
         done = await execute(rt, job)
         assert len(fake.received) == fault.requests
-    assert (done.status, done.status_reason) == (fault.status, fault.reason)
+    assert (done.status, done.status_reason) == (RESUB, fault.reason)
     assert done.result_json is None
     assert fault.message in (done.status_message or "")
     (attempt,) = await attempts_of(job)
@@ -404,6 +392,18 @@ async def test_agent_that_fails_settles_the_job_within_its_deadline(
     assert await Verdict.all().count() == 0
     expected = ["AGENT_REQUEST", "AGENT_RESPONSE"] * fault.requests
     assert await log_types(job) == [*PASSED[:2], *expected, "STATUS_CHANGE"]
+
+
+async def test_last_failure_does_not_hide_that_an_earlier_try_may_have_done_the_work(
+    rt: Runtime,
+) -> None:
+    async with fake_agent(in_turn(resets, BUSY)) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url, idempotent=True))
+        done = await execute(rt, job)
+    assert (done.status, done.status_reason) == (RESUB, StatusReason.AGENT_ERROR)
+    assert len(fake.received) == 4
+    error = await error_of(job)
+    assert (error["code"], error["mayHaveExecuted"]) == ("BUSY", True)
 
 
 async def test_agent_that_was_never_reached_leaves_the_job_assigned(rt: Runtime) -> None:
@@ -646,8 +646,7 @@ async def test_resubmitted_job_keeps_its_old_response(rt: Runtime) -> None:
     old, new = await attempts_of(job)
     assert (old.state, old.response_json) == (AttemptState.SUCCEEDED, '{"answer":"ok"}')
     assert (new.state, new.response_json) == (AttemptState.SUCCEEDED, '{"answer":"ok","v":2}')
-    told = [jsontext.loads(e.payload_json or "") for e in await logs_of(job) if e.type == "STATUS_CHANGE"]
-    assert [each["event"] for each in told] == [
+    assert [each["event"] for each in await told(job, JobLogType.STATUS_CHANGE)] == [
         "CREATE",
         "EXECUTE",
         "PASS",
@@ -737,8 +736,8 @@ async def test_agent_that_takes_no_work_is_not_asked(
         assert refused.value.agent.id == agent.id
         with pytest.raises(AgentUnavailable):
             await make_job(rt, agent)
+        assign = AssignJob.model_validate({"id": pending.id, "assign": {"agent_id": agent.id}})
         with pytest.raises(AgentUnavailable):
-            assign = AssignJob.model_validate({"id": pending.id, "assign": {"agent_id": agent.id}})
             await assignment.assign(rt, MEMBER, assign)
         assert (await snapshot(job), await snapshot(pending), await Job.all().count()) == before
         assert fake.received == []
@@ -760,11 +759,11 @@ async def test_input_must_fit_the_agent_wherever_it_is_given_work(rt: Runtime) -
     to_picky: dict[str, Any] = {"assign": {"agent_id": picky.id}}
     with pytest.raises(SchemaMismatch):
         await jobs.update(rt, MEMBER, UpdateJob.model_validate({"id": mine.id, "input": {}}))
+    assign = AssignJob.model_validate({"id": pending.id} | to_picky)
     with pytest.raises(SchemaMismatch):
-        assign = AssignJob.model_validate({"id": pending.id} | to_picky)
         await assignment.assign(rt, MEMBER, assign)
+    reassign = ReassignJob.model_validate({"id": others.id} | to_picky)
     with pytest.raises(SchemaMismatch):
-        reassign = ReassignJob.model_validate({"id": others.id} | to_picky)
         await assignment.reassign(rt, ADMIN, reassign)
     assert [await snapshot(job) for job in (mine, pending, others)] == before
     fitting = {"id": pending.id, "input": {"text": "b"}} | to_picky
@@ -870,12 +869,223 @@ async def test_criteria_changed_later_do_not_change_what_an_attempt_was_held_aga
         change = {"id": job.id, "acceptance_criteria": {"items": [no_is_fine]}}
         await jobs.update(rt, MEMBER, UpdateJob.model_validate(change))
         assert (await execute(rt, job)).status is JobStatus.COMPLETED
-    versions = await Attempt.filter(job_id=job.id).order_by("number").values_list("criteria_version")
+    versions = (
+        await Attempt.filter(job_id=job.id).order_by("number").values_list("criteria_version")
+    )
     assert versions == [(1,), (2,)]
-    told = [jsontext.loads(e.payload_json or "") for e in await logs_of(job) if e.type == "VERDICT"]
-    assert [each["criteriaVersion"] for each in told] == [1, 2]
+    verdicts = await told(job, JobLogType.VERDICT)
+    assert [each["criteriaVersion"] for each in verdicts] == [1, 2]
 
 
 def test_command_bounds_its_wait() -> None:
     with pytest.raises(ValueError, match="less than or equal to 60"):
         ExecuteJob.model_validate({"id": Attempt().id, "wait_seconds": 61})
+
+
+# The judge
+
+KEY = "sk-judge-of-the-tests"
+
+
+@dataclass
+class Judged:
+    """A runtime with a judge, and the server that it asks."""
+
+    rt: Runtime
+    judge: FakeOpenAI
+
+
+@pytest.fixture
+async def judged(database_url: str, tmp_path: Path) -> AsyncIterator[Judged]:
+    async with openai_server.running() as judge:
+        settings = settings_for(
+            database_url,
+            tmp_path,
+            openai_api_key=KEY,
+            openai_base_url=judge.base_url,
+            judge_timeout_seconds=1,
+        )
+        async with runtime(settings, allow_private_agents=True) as rt:
+            yield Judged(rt, judge)
+
+
+async def judged_job(rt: Runtime, *texts: str, items: Sequence[Any] = ()) -> Job:
+    """What becomes of a job whose agent says ok, by these criteria."""
+    criteria = {"items": [*items, *({"text": text} for text in texts)]}
+    async with fake_agent(says_ok) as fake:
+        agent = await make_agent(rt, fake.url)
+        return await execute(rt, await make_job(rt, agent, acceptance_criteria=criteria))
+
+
+async def test_judge_passes_the_work_and_its_tokens_are_counted(judged: Judged) -> None:
+    job = await judged_job(judged.rt, "It is polite.", "It is brief.", items=SAYS_OK["items"])
+    assert (job.status, job.status_reason) == (JobStatus.COMPLETED, StatusReason.VERDICT_PASSED)
+    assert job.status_message == "3 of 3 criteria passed."
+    verdict = await Verdict.get(job_id=job.id)
+    assert (verdict.outcome, verdict.score) == (VerdictOutcome.PASS, 1)
+    assert (verdict.input_tokens, verdict.output_tokens) == (11, 5)
+    results = jsontext.loads(verdict.results_json)
+    assert [(each["key"], each["outcome"]) for each in results] == [
+        ("ok", "PASS"),
+        ("c1", "PASS"),
+        ("c2", "PASS"),
+    ]
+    assert len(judged.judge.requests) == 1
+    assert await log_types(job) == PASSED
+    (request,), (response,) = (
+        await told(job, JobLogType.VALIDATOR_REQUEST),
+        await told(job, JobLogType.VALIDATOR_RESPONSE),
+    )
+    assert request["promptHash"] == jsontext.loads(verdict.judge_json)["promptHash"]
+    assert "It is polite." in request["request"]["message"]
+    assert "The answer is ok." not in request["request"]["message"]
+    assert (response["inputTokens"], response["outputTokens"]) == (11, 5)
+
+
+async def test_judge_sends_the_work_back(judged: Judged) -> None:
+    job = await judged_job(judged.rt, "It is polite.", "It must fail.")
+    assert job.status is JobStatus.RESUBMISSION_REQUIRED
+    assert job.status_reason is StatusReason.VERDICT_FAILED
+    assert job.status_message == ("1 of 2 criteria passed. FAIL c2 “It must fail.”: It is FAIL.")
+    verdict = await Verdict.get(job_id=job.id)
+    assert (verdict.outcome, verdict.score) == (VerdictOutcome.FAIL, 0.5)
+
+
+def result(key: str, outcome: str) -> dict[str, Any]:
+    return {"criterion": key, "reason": "Because.", "evidence": [], "outcome": outcome}
+
+
+async def test_model_cannot_pass_the_work_while_a_criterion_fails(judged: Judged) -> None:
+    claim = {"outcome": "PASS", "overall": "PASS", "passed": True, "score": 1}
+    judged.judge.script.append(
+        openai_server.judges(result("c1", "PASS"), result("c2", "FAIL"), **claim)
+    )
+    job = await judged_job(judged.rt, "It is polite.", "It is brief.")
+    assert job.status is JobStatus.RESUBMISSION_REQUIRED
+    assert (await Verdict.get(job_id=job.id)).outcome is VerdictOutcome.FAIL
+
+
+async def test_model_is_not_asked_when_a_required_check_has_failed(judged: Judged) -> None:
+    wrong = {**SAYS_OK["items"][0], "config": {"value": "no", "pointer": "/answer"}}
+    job = await judged_job(judged.rt, "It is polite.", items=[wrong])
+    assert job.status is JobStatus.RESUBMISSION_REQUIRED
+    assert judged.judge.requests == []
+    results = jsontext.loads((await Verdict.get(job_id=job.id)).results_json)
+    assert [each["outcome"] for each in results] == ["FAIL", "SKIPPED"]
+
+
+async def test_model_is_asked_when_only_an_optional_check_has_failed(judged: Judged) -> None:
+    config = {"value": "no", "pointer": "/answer"}
+    optional = SAYS_OK["items"][0] | {"config": config, "required": False}
+    job = await judged_job(judged.rt, "It is polite.", items=[optional])
+    assert job.status is JobStatus.COMPLETED
+    assert len(judged.judge.requests) == 1
+
+
+BROKEN_JUDGES = [
+    ("refuses", openai_server.refuses, "refus"),
+    ("garbage", openai_server.says("hello"), "wrong form"),
+    ("empty", openai_server.sends(b""), "not JSON"),
+    ("HTML", openai_server.sends(b"<html>", "text/html"), "not JSON"),
+    ("401", openai_server.fails(401), "refused the API key (HTTP 401)"),
+    ("hangs", openai_server.hangs, "did not answer within 1 s"),
+    ("drips", openai_server.drips, "did not answer within 1 s"),
+    ("cut", openai_server.cuts, "The judge"),
+    ("silent on a criterion", openai_server.judges(), "did not answer for this criterion"),
+]
+
+
+@pytest.mark.parametrize(
+    ("behave", "why"),
+    [each[1:] for each in BROKEN_JUDGES],
+    ids=[each[0] for each in BROKEN_JUDGES],
+)
+async def test_broken_judge_neither_passes_nor_rejects(
+    judged: Judged, behave: openai_server.Behaviour, why: str
+) -> None:
+    judged.judge.script.extend([behave] * 3)
+    job = await judged_job(judged.rt, "It is polite.")
+    assert (job.status, job.phase) == (JobStatus.IN_EXECUTION, JobPhase.AWAITING_REVIEW)
+    assert job.status_reason is StatusReason.VALIDATOR_ERROR
+    assert why in (job.status_message or "")
+    assert job.result_json is None
+    (attempt,) = await attempts_of(job)
+    assert (attempt.state, attempt.response_json) == (AttemptState.RUNNING, '{"answer":"ok"}')
+    verdict = await Verdict.get(job_id=job.id)
+    assert verdict.outcome is VerdictOutcome.ERROR
+    assert await log_types(job) == PASSED[:-1]
+    done = await reviewed(judged.rt, job, "PASS")
+    assert (done.status, done.result_json) == (JobStatus.COMPLETED, '{"answer":"ok"}')
+
+
+async def test_judge_that_cannot_tell_leaves_it_to_a_person(judged: Judged) -> None:
+    job = await judged_job(judged.rt, "It is unclear.")
+    assert (job.status, job.phase) == (JobStatus.IN_EXECUTION, JobPhase.AWAITING_REVIEW)
+    assert (await Verdict.get(job_id=job.id)).outcome is VerdictOutcome.INCONCLUSIVE
+
+
+async def test_verdict_after_a_cancel_is_not_applied(judged: Judged) -> None:
+    judging, go_on = asyncio.Event(), asyncio.Event()
+
+    async def waits(
+        fake: FakeOpenAI, request: web.Request, body: dict[str, Any]
+    ) -> web.StreamResponse:
+        judging.set()
+        await go_on.wait()
+        return fake.answer(request, jsontext.dumps({"results": openai_server.judged(body)}))
+
+    judged.judge.script.append(waits)
+    async with fake_agent(says_ok) as fake:
+        agent = await make_agent(judged.rt, fake.url)
+        job = await make_job(judged.rt, agent, acceptance_criteria=IS_POLITE)
+        await execute(judged.rt, job, wait_seconds=0)
+        await judging.wait()
+        await decisions.cancel(judged.rt, MEMBER, CancelJob(id=job.id))
+        before = await snapshot(job)
+        go_on.set()
+        await judged.rt.engine.stop(10)
+    assert (await snapshot(job))["job"] == before["job"]
+    assert await Verdict.all().count() == 0
+
+
+# Secrets
+
+
+async def stored_text() -> str:
+    """Every value of every table."""
+    tables = [getattr(models, name) for name in models.__all__]
+    rows = [
+        row
+        for table in tables
+        if isinstance(table, type) and issubclass(table, Model)
+        for row in await table.all().values()
+    ]
+    return "\n".join(str(value) for row in rows for value in row.values())
+
+
+async def test_secrets_are_neither_stored_in_plain_text_nor_logged(
+    judged: Judged, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("DEBUG")
+    secret = agent_http.new_secret()
+
+    async def echoes(received: Received) -> None:
+        told = {"you sent": received.headers, "secret": secret}
+        await received.answer(jsontext.dumps(told).encode(), "500 Internal Server Error")
+
+    judged.judge.script.append(openai_server.fails(401))
+    async with fake_agent(in_turn(echoes, says_ok)) as fake:
+        agent = await make_agent(
+            judged.rt, fake.url, secret=secret, auth_header="Authorization: Bearer t0p-s3cret"
+        )
+        job = await make_job(judged.rt, agent, acceptance_criteria=IS_POLITE)
+        assert (await execute(judged.rt, job)).status is JobStatus.RESUBMISSION_REQUIRED
+        assert (await execute(judged.rt, job)).phase is JobPhase.AWAITING_REVIEW
+    assert fake.received[0].headers["authorization"] == "Bearer t0p-s3cret"
+    written, printed = await stored_text(), capfd.readouterr()
+    assert "you sent" in written
+    assert agent.endpoint_url in written
+    for text in (written, caplog.text, printed.out, printed.err):
+        assert "t0p-s3cret" not in text
+        assert secret.removeprefix("whsec_") not in text
+        assert KEY not in text

@@ -3,7 +3,7 @@ from tortoise.migrations import operations as ops
 from models.agent import AgentAvailability
 from models.api_key import Role
 from models.attempt import AttemptState
-from models.base import InstantField, uuid7
+from models.base import InstantField, now, uuid7
 from models.job import ActorKind, CompletionMode, JobPhase, JobPriority, JobStatus, StatusReason
 from models.job_log import JobLogType
 from models.verdict import VerdictOutcome
@@ -23,7 +23,7 @@ class Migration(migrations.Migration):
                     "id",
                     fields.UUIDField(primary_key=True, default=uuid7, unique=True, db_index=True),
                 ),
-                ("created_at", InstantField(auto_now=False, auto_now_add=True)),
+                ("created_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
                 ("name", fields.CharField(unique=True, max_length=200)),
                 ("description", fields.TextField(unique=False)),
                 ("endpoint_url", fields.CharField(max_length=2000)),
@@ -45,7 +45,7 @@ class Migration(migrations.Migration):
                 ("auth_header_sealed", fields.TextField(null=True, unique=False)),
                 ("signing_secret_sealed", fields.TextField(unique=False)),
                 ("version", fields.IntField(default=1)),
-                ("updated_at", InstantField(auto_now=True, auto_now_add=False)),
+                ("updated_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
             ],
             options={
                 "table": "agents",
@@ -63,7 +63,7 @@ class Migration(migrations.Migration):
                     "id",
                     fields.UUIDField(primary_key=True, default=uuid7, unique=True, db_index=True),
                 ),
-                ("created_at", InstantField(auto_now=False, auto_now_add=True)),
+                ("created_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
                 ("name", fields.CharField(max_length=200)),
                 ("role", fields.CharEnumField(description="Role", enum_type=Role, max_length=16)),
                 ("prefix", fields.CharField(max_length=16)),
@@ -85,7 +85,7 @@ class Migration(migrations.Migration):
                     "id",
                     fields.UUIDField(primary_key=True, default=uuid7, unique=True, db_index=True),
                 ),
-                ("created_at", InstantField(auto_now=False, auto_now_add=True)),
+                ("created_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
                 ("viewer_id", fields.CharField(max_length=200)),
                 ("key", fields.CharField(max_length=200)),
                 ("request_hash", fields.CharField(max_length=64)),
@@ -108,7 +108,7 @@ class Migration(migrations.Migration):
                     "id",
                     fields.UUIDField(primary_key=True, default=uuid7, unique=True, db_index=True),
                 ),
-                ("created_at", InstantField(auto_now=False, auto_now_add=True)),
+                ("created_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
                 ("name", fields.CharField(max_length=200)),
                 ("description", fields.TextField(unique=False)),
                 ("input_json", fields.TextField(default="null", unique=False)),
@@ -163,7 +163,7 @@ class Migration(migrations.Migration):
                 ),
                 ("created_by_id", fields.CharField(max_length=200)),
                 ("created_by_name", fields.CharField(max_length=200)),
-                ("updated_at", InstantField(auto_now=True, auto_now_add=False)),
+                ("updated_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
                 ("archived_at", InstantField(null=True, auto_now=False, auto_now_add=False)),
                 (
                     "agent",
@@ -201,7 +201,7 @@ class Migration(migrations.Migration):
                     "id",
                     fields.UUIDField(primary_key=True, default=uuid7, unique=True, db_index=True),
                 ),
-                ("created_at", InstantField(auto_now=False, auto_now_add=True)),
+                ("created_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
                 ("number", fields.IntField()),
                 (
                     "state",
@@ -262,7 +262,7 @@ class Migration(migrations.Migration):
                     "id",
                     fields.UUIDField(primary_key=True, default=uuid7, unique=True, db_index=True),
                 ),
-                ("created_at", InstantField(auto_now=False, auto_now_add=True)),
+                ("created_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
                 ("version", fields.IntField()),
                 ("text", fields.TextField(unique=False)),
                 ("items_json", fields.TextField(unique=False)),
@@ -320,7 +320,7 @@ class Migration(migrations.Migration):
                 ),
                 ("actor_id", fields.CharField(null=True, max_length=200)),
                 ("actor_name", fields.CharField(max_length=200)),
-                ("created_at", InstantField(auto_now=False, auto_now_add=True)),
+                ("created_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
                 (
                     "job",
                     fields.ForeignKeyField(
@@ -377,7 +377,7 @@ class Migration(migrations.Migration):
                     "id",
                     fields.UUIDField(primary_key=True, default=uuid7, unique=True, db_index=True),
                 ),
-                ("created_at", InstantField(auto_now=False, auto_now_add=True)),
+                ("created_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
                 ("tag", fields.CharField(max_length=100)),
                 (
                     "job",
@@ -408,7 +408,7 @@ class Migration(migrations.Migration):
                     "id",
                     fields.UUIDField(primary_key=True, default=uuid7, unique=True, db_index=True),
                 ),
-                ("created_at", InstantField(auto_now=False, auto_now_add=True)),
+                ("created_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
                 (
                     "outcome",
                     fields.CharEnumField(

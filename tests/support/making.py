@@ -118,16 +118,16 @@ async def error_of(job: Job) -> dict[str, Any]:
 async def snapshot(job: Job) -> dict[str, Any]:
     """Everything written about a job: to show that nothing changed."""
     return {
-        "job": dict(await Job.get(id=job.id)),
-        "attempts": [dict(each) for each in await attempts_of(job)],
-        "logs": [dict(each) for each in await logs_of(job)],
+        "job": await Job.get(id=job.id).values(),
+        "attempts": await Attempt.filter(job_id=job.id).order_by("number").values(),
+        "logs": await JobLog.filter(job_id=job.id).order_by("seq").values(),
     }
 
 
 async def until(found: Callable[[], Awaitable[T | None]], seconds: float = 30) -> T:
     """What `found` finds; asked again and again for what nobody tells us of."""
     async with asyncio.timeout(seconds):
-        while not (value := await found()):
+        while not (value := await found()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return value
 
