@@ -9,7 +9,6 @@ from itertools import count
 from typing import Annotated, Any, Self, cast
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,7 +21,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models import CriterionKind, jsontext
 from services.judges import configs
-from services.values import RawJson
+from services.values import STORABLE, RawJson
 
 MAX_ITEMS = 100
 MAX_TEXT = 20_000
@@ -61,15 +60,6 @@ class Checklist(BaseModel):
     text: str
     items: tuple[Criterion, ...]
     pass_threshold: float = 0
-
-
-def _storable(text: str) -> str:
-    if "\0" in text:
-        raise PydanticCustomError("nul_character", "The NUL character (U+0000) is not allowed")
-    return text
-
-
-STORABLE = AfterValidator(_storable)
 
 
 class CriterionDraft(BaseModel):

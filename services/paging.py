@@ -21,9 +21,24 @@ Row = TypeVar("Row", bound=Model)
 
 DEFAULT_SIZE = 20
 MAX_SIZE = 100
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int or not -(2**63) <= value < 2**63:
+        raise ValueError
+    return value
+
+
+def _instant(value: Any) -> datetime:
+    found = datetime.fromisoformat(value)
+    if found.tzinfo is None:
+        raise ValueError
+    return found
+
+
 KINDS: dict[type, Callable[[Any], Any]] = {
-    int: int,
-    datetime: datetime.fromisoformat,
+    int: _integer,
+    datetime: _instant,
     UUID: UUID,
 }
 

@@ -60,6 +60,7 @@ def _connection(url: str, *, foreign_keys: bool) -> dict[str, Any]:
                 "journal_mode": "WAL",
                 "synchronous": "NORMAL",
                 "foreign_keys": "ON" if foreign_keys else "OFF",
+                "case_sensitive_like": "ON",  # as Postgres has it
             },
         }
     if not url.startswith(("postgres://", "postgresql://")):

@@ -116,7 +116,7 @@ def refusal(**draft: Any) -> list[tuple[str, str]]:
     return [(".".join(map(str, e["loc"])), e["msg"]) for e in refused.value.errors()]
 
 
-NUL = "The NUL character (U+0000) is not allowed"
+NUL = "Value error, must not contain the character U+0000"
 OPTIONAL = {"text": "a", "required": False}
 DRAFTS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "", "Say what the result must be: give `text`, or at least one item"),

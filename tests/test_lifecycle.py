@@ -214,10 +214,11 @@ async def check_moved(rt: Runtime, job: Job, event: Event, agent: Agent) -> None
     if event in CONFIG:
         assert now.status_reason is StatusReason.CREATED
         assert now.status_changed_at == before.status_changed_at
-    else:
+    elif event is not Event.ADVANCE:
         assert now.status_reason is StatusReason.FORCED
         assert now.status_message == "Why."
-        assert (now.phase is None) or event is Event.ADVANCE
+        assert now.status_changed_at == now.updated_at
+        assert now.phase is None
 
 
 def check_entry(
@@ -304,15 +305,18 @@ async def test_execution_needs_an_agent_that_takes_work(
     rt: Runtime, availability: AgentAvailability
 ) -> None:
     agent = await make_agent(rt)
+    agent.availability = availability
     for status in (A, R):
         job = await job_that_is(status, agent)
         before = await snapshot(job)
-        with pytest.raises(IllegalTransition, match="No agent is assigned"):
-            await move(rt, job, Event.EXECUTE, MEMBER, None)
-        agent.availability = availability
         with pytest.raises(AgentUnavailable):
             await move(rt, job, Event.EXECUTE, MEMBER, agent)
         assert await snapshot(job) == before
+        nobodys = await job_that_is(status, None)
+        before = await snapshot(nobodys)
+        with pytest.raises(IllegalTransition, match="No agent is assigned"):
+            await move(rt, nobodys, Event.EXECUTE, MEMBER, None)
+        assert await snapshot(nobodys) == before
 
 
 @pytest.mark.parametrize("event", [Event.APPROVE, Event.REJECT])
@@ -338,7 +342,6 @@ async def test_nothing_is_archived_or_unarchived_twice(rt: Runtime) -> None:
 
 # Who may
 
-IS_OWNER = {OWNER}
 CALLERS: list[tuple[str, Actor | Viewer, set[Party]]] = [
     ("the owner", MEMBER, {OWNER}),
     ("another member", OTHER, set()),
