@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import strawberry
-from graphql import build_schema, lexicographic_sort_schema, print_schema
+from graphql import GraphQLError, build_schema, lexicographic_sort_schema, print_schema
 from strawberry.extensions import ParserCache, ValidationCache
 from strawberry.schema.config import StrawberryConfig
 from strawberry.schema.name_converter import NameConverter
+from strawberry.types import ExecutionContext
 
 from schema import enums as enums  # before the inputs, which have fields of these types
 from schema import inputs as inputs
@@ -29,7 +30,14 @@ class _Names(NameConverter):
         return super().apply_naming_config(name.rstrip("_"))
 
 
-schema = strawberry.Schema(
+class Schema(strawberry.Schema):
+    def process_errors(
+        self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None
+    ) -> None:
+        """Log nothing here: what is unexpected is logged where it is masked, the rest is told."""
+
+
+schema = Schema(
     query=Query,
     mutation=Mutation,
     subscription=Subscription,

@@ -39,6 +39,7 @@ NAMES: dict[type[BaseModel], str] = {
     filters.BooleanComparator: "BooleanComparator",
     filters.DateComparator: "DateComparator",
     filters.JobStatusComparator: "JobStatusComparator",
+    filters.JobPhaseComparator: "JobPhaseComparator",
     filters.JobPriorityComparator: "JobPriorityComparator",
     filters.AgentAvailabilityComparator: "AgentAvailabilityComparator",
     filters.AgentFilter: "AgentFilter",

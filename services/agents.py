@@ -126,9 +126,10 @@ async def save(rt: Runtime, command: SaveAgent) -> Saved:
     try:
         saved = await _save(rt, command)
     except IntegrityError:
-        raise InvalidInput.at(
-            "input", "name", message=f"an agent “{command.name}” exists already"
-        ) from None
+        if not await Agent.exists(name=command.name):
+            raise
+        message = f"an agent “{command.name}” exists already"
+        raise InvalidInput.at("input", "name", message=message) from None
     rt.engine.register(saved.agent)
     return saved
 
@@ -142,6 +143,7 @@ async def _save(rt: Runtime, command: SaveAgent) -> Saved:
         columns.setdefault("signing_secret_sealed", rt.vault.seal(secret))
         made = Agent(**columns)
         current().insert(made)
+        current().agents.append(made)
         return Saved(made, None if command.secret else secret)
     agent = await get(command.id)
     if command.expected_version not in (None, agent.version):
@@ -151,6 +153,7 @@ async def _save(rt: Runtime, command: SaveAgent) -> Saved:
             message=f"the agent has changed: it is at version {agent.version}",
         )
     _change(agent, columns)
+    current().agents.append(agent)
     return Saved(agent, None)
 
 

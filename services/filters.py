@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 from pydantic import AfterValidator, Field
 from tortoise.expressions import Q, Subquery
 
-from models import AgentAvailability, JobPriority, JobStatus, JobTag
+from models import AgentAvailability, JobPhase, JobPriority, JobStatus, JobTag
 from services.actors import Viewer
 from services.errors import InvalidInput
 from services.values import AgentId, Command, JobId, Text
@@ -62,6 +62,11 @@ class JobStatusComparator(Command):
     eq: JobStatus | None = None
     in_: list[JobStatus] | None = None
     nin: list[JobStatus] | None = None
+
+
+class JobPhaseComparator(Command):
+    eq: JobPhase | None = None
+    in_: list[JobPhase] | None = None
 
 
 class JobPriorityComparator(Command):
@@ -139,6 +144,7 @@ class JobFilter(Command):
     not_: JobFilter | None = None
     id: JobIDComparator | None = None
     status: JobStatusComparator | None = None
+    phase: JobPhaseComparator | None = None
     priority: JobPriorityComparator | None = None
     name: StringComparator | None = None
     agent: AgentFilter | None = None
@@ -196,6 +202,7 @@ def _job(where: JobFilter) -> Q:
         *([~_job(where.not_)] if where.not_ else []),
         *_members("id", where.id),
         *_members("status", where.status),
+        *_members("phase", where.phase),
         *_members("priority", where.priority),
         *_text("name", where.name),
         *_members("created_by_id", where.created_by),

@@ -136,7 +136,7 @@ def _missing_judge(rt: Runtime, checklist: Checklist) -> str | None:
     if rt.judge is not None or not judged:
         return None
     return (
-        f"No LLM judge is configured, and {', '.join(judged)} need one: set OPENAI_API_KEY "
+        f"No LLM judge is configured, which {' and '.join(judged)} must have: set OPENAI_API_KEY "
         "(and OPENAI_BASE_URL for another provider) and restart, or use deterministic criteria. "
         "Until then an execution waits in AWAITING_REVIEW for reviewAttempt."
     )

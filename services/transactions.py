@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from tortoise import connections
 from tortoise.models import Model
 
-from models import Job, JobLog, statements
+from models import Agent, Job, JobLog, statements
 from models.statements import Batching, GuardMissed, Statement
 from services.runtime import Runtime
 
@@ -36,12 +36,13 @@ Entry = dict[str, Any]
 class Transaction:
     """What will be written: `writes` in their order, then `entries` of the log.
 
-    `executions` are queued with it.
+    `executions` are queued with it, and for `agents` work is taken from then on.
     """
 
     writes: list[Statement] = field(default_factory=list[Statement])
     entries: list[Entry] = field(default_factory=list[Entry])
     executions: list[Job] = field(default_factory=list[Job])
+    agents: list[Agent] = field(default_factory=list[Agent])
     _guards: dict[int, Otherwise] = field(default_factory=dict[int, Otherwise])
     _returned: dict[int, Callable[[Any], None]] = field(
         default_factory=dict[int, Callable[[Any], None]]
@@ -94,6 +95,8 @@ class Transaction:
             raise
         for index, take in self._returned.items():
             take(results[index])
+        for agent in self.agents:
+            rt.engine.register(agent)
         if self.executions:
             await rt.engine.enqueued(self.executions)
         rt.events.wake()

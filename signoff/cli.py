@@ -85,8 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("prefix", help="how the key begins, as `keys list` shows it")
     revoke.set_defaults(run=_revoke_key)
     shown = command("demo", _demo, "drive two jobs through a running server and show each step")
-    shown.add_argument("--url", default="http://127.0.0.1:8080", help="the running server")
-    shown.add_argument("--key", help="an admin's API key, if the server has keys")
+    shown.add_argument("--url", default=demo.DEFAULT_URL, help="the running server")
+    shown.add_argument(
+        "--key", help="an API key of MEMBER or ADMIN, if the server has keys"
+    )
     schema = command("schema", _schema, "print the GraphQL schema")
     schema.add_argument("--check", action="store_true", help="compare it with schema.graphql")
     return parser
@@ -145,11 +147,11 @@ async def _refuse_open_door(settings: Settings) -> None:
 
 
 async def _announce(settings: Settings, app: web.Application, port: int) -> None:
-    name = f"[{settings.host}]" if ":" in settings.host else settings.host
-    base = f"http://{name}:{port}"
+    base = f"http://{_reachable(settings.host)}:{port}"
+    rt = app[RUNTIME]
     agent = None
     if settings.sample_agent and settings.on_sqlite and is_loopback(settings.host):
-        agent = await sample.register(app[RUNTIME], base)
+        agent = await sample.register(rt, base)
     lines = [
         f"Signoff {version('signoff')} is ready.",
         f"  GraphQL    {base}/graphql   (HTTP, WebSocket, SSE)",
@@ -163,14 +165,21 @@ async def _announce(settings: Settings, app: web.Application, port: int) -> None
             "  Agents on private and loopback addresses may be called "
             "(SIGNOFF_ALLOW_PRIVATE_AGENTS)."
         )
-    judge = app[RUNTIME].judge
     lines.append(
-        f"  Judge      {judge.model}"
-        if judge
+        f"  Judge      {rt.judge.model}"
+        if rt.judge
         else "  Judge      checks only; set OPENAI_API_KEY for criteria in plain language"
     )
-    lines.append("  Try        signoff demo   (in another terminal)")
+    if agent is not None:
+        where = "" if base == demo.DEFAULT_URL else f" --url {base}"
+        lines.append(f"  Try        signoff demo{where}   (in another terminal)")
     print("\n".join(lines), flush=True)
+
+
+def _reachable(host: str) -> str:
+    """How a browser on this machine names the address."""
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{local}]" if ":" in local else local
 
 
 async def _stopped() -> None:

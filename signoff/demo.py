@@ -79,6 +79,9 @@ OUTCOME = """query Outcome($id: ID!) {
 Changes = AsyncGenerator[dict[str, Any], None]
 
 
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
 class DemoFailed(Exception):
     """The demo cannot go on; the message is one line that says what to do."""
 
