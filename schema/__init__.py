@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 import strawberry
 from graphql import GraphQLError, build_schema, lexicographic_sort_schema, print_schema
 from strawberry.extensions import ParserCache, ValidationCache
@@ -30,6 +33,18 @@ class _Names(NameConverter):
         return super().apply_naming_config(name.rstrip("_"))
 
 
+class _Documents(ParserCache):
+    """Leaves what cannot be parsed to the parser proper: an error from here is told uncooked."""
+
+    def on_parse(self) -> Iterator[None]:
+        context = self.execution_context
+        with suppress(GraphQLError):
+            context.graphql_document = self.cached_parse_document(
+                context.query, **context.parse_options
+            )
+        yield
+
+
 class Schema(strawberry.Schema):
     def process_errors(
         self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None
@@ -45,7 +60,7 @@ schema = Schema(
     exception_handlers=HANDLERS,
     extensions=[
         Failures,
-        lambda: ParserCache(maxsize=CACHED_DOCUMENTS),
+        lambda: _Documents(maxsize=CACHED_DOCUMENTS),
         lambda: ValidationCache(maxsize=CACHED_DOCUMENTS),
     ],
     config=StrawberryConfig(name_converter=_Names(), scalar_map=SCALARS),

@@ -124,14 +124,12 @@ class Trial:
 async def save(rt: Runtime, command: SaveAgent) -> Saved:
     """Raises `InvalidInput` or `NotFound`; other processes follow within a second."""
     try:
-        saved = await _save(rt, command)
+        return await _save(rt, command)
     except IntegrityError:
         if not await Agent.exists(name=command.name):
             raise
         message = f"an agent “{command.name}” exists already"
         raise InvalidInput.at("input", "name", message=message) from None
-    rt.engine.register(saved.agent)
-    return saved
 
 
 @atomic

@@ -13,7 +13,7 @@ from tortoise.exceptions import IntegrityError
 
 from models import IdempotencyKey, Job
 from services.actors import Viewer
-from services.errors import IdempotencyConflict
+from services.errors import IdempotencyConflict, SignoffError
 from services.runtime import Runtime
 from services.transactions import atomic, current
 from services.values import Command, Key
@@ -48,14 +48,16 @@ async def once(
     known = await _known(viewer, command)
     if known is not None:
         return known
-    if check is not None:
-        await check()
-    if command.idempotency_key is None:
-        return await do()
     try:
+        if check is not None:
+            await check()
         return await _first(rt, viewer, command, job_id, do)
-    except IntegrityError:  # a twin committed between our look-up and our insert
-        return await _first(rt, viewer, command, job_id, do)
+    except (IntegrityError, SignoffError):
+        # A twin may have committed since we looked: its answer is ours.
+        known = await _known(viewer, command)
+        if known is None:
+            raise
+        return known
 
 
 async def _known(viewer: Viewer, command: Keyed) -> Job | None:
@@ -73,17 +75,14 @@ async def _known(viewer: Viewer, command: Keyed) -> Job | None:
 async def _first(
     rt: Runtime, viewer: Viewer, command: Keyed, job_id: UUID, do: Callable[[], Awaitable[Job]]
 ) -> Job:
-    known = await _known(viewer, command)
-    if known is not None:
-        return known
-    current().insert(
-        IdempotencyKey(
+    if command.idempotency_key is not None:
+        key = IdempotencyKey(
             viewer_id=viewer.id,
             key=command.idempotency_key,
             request_hash=_digest(command),
             job_id=job_id,
         )
-    )
+        current().insert(key)
     return await do()
 
 

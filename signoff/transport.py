@@ -96,6 +96,10 @@ class View(GraphQLView[Context, None]):
         await socket.prepare(request)
         return socket
 
+    def should_render_graphql_ide(self, request: object) -> bool:
+        """Never here: it has a path of its own."""
+        return False
+
     async def parse_http_body(
         self, request: AsyncHTTPRequestAdapter
     ) -> GraphQLRequestData | list[GraphQLRequestData]:
@@ -113,7 +117,10 @@ class View(GraphQLView[Context, None]):
 
     def decode_json(self, data: str | bytes) -> object:
         """Integers exactly: orjson makes floats of those over 64 bits, which must be refused."""
-        text = data if isinstance(data, str) else data.decode()
+        try:
+            text = data if isinstance(data, str) else data.decode()
+        except UnicodeDecodeError as error:
+            raise json.JSONDecodeError("is not UTF-8", "", error.start) from None
         return _exact(text) if LONG_NUMBER.search(text) else orjson.loads(text)
 
     def encode_json(self, data: object) -> str:

@@ -137,7 +137,7 @@ async def test_free_text_is_split_and_kept_as_it_was_written(client: Client) -> 
         ("c1", "The summary must: be short", "LLM"),
         ("c2", "The summary must: say *hello*", "LLM"),
     ]
-    assert job["statusMessage"].startswith("No LLM judge is configured, and c1, c2 need one:")
+    assert job["statusMessage"].startswith("No LLM judge is configured, which c1 and c2 must have:")
 
 
 async def test_a_job_of_the_least_is_pending_with_defaults(client: Client) -> None:

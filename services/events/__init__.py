@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import structlog
 
@@ -25,6 +25,8 @@ logger = structlog.get_logger(__name__)
 PAGE = 500
 BACKLOG = 10_000
 """Entries that a listener may be behind before it is told to come back."""
+IDLE_SECONDS = 1.0
+"""How far the tailer lets itself fall behind while nobody listens."""
 
 
 class Lagging(SignoffError):
@@ -49,6 +51,7 @@ class Events:
         self._position = 0
         self._new = asyncio.Event()
         self._listeners: set[asyncio.Queue[JobLog]] = set()
+        self._listened = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -69,6 +72,8 @@ class Events:
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._new.wait(), self._poll_seconds)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._listened.wait(), IDLE_SECONDS)
             self._new.clear()
             try:
                 await self._read()
@@ -78,17 +83,25 @@ class Events:
                 self._new.set()
 
     async def _read(self) -> None:
-        """Hand on all that is safely readable; without listeners it can wait."""
-        while self._listeners:
-            rows = await JobLog.filter(seq__gt=self._position).order_by("seq").limit(PAGE)
-            safe, again = await self._horizon.safe(self._position, rows)
-            for row in safe:
+        """Hand on all that is safely readable; while nobody listens, only keep up."""
+        while True:
+            rows: list[JobLog] | None = None
+            page = JobLog.filter(seq__gt=self._position).order_by("seq").limit(PAGE)
+            if self._listeners:
+                rows = await page
+                found = [row.seq for row in rows]
+            else:
+                found = cast("list[int]", await page.values_list("seq", flat=True))
+            safe, again = await self._horizon.safe(self._position, found)
+            if rows is None and self._listeners:
+                continue  # who came meanwhile wants the rows
+            for row in (rows or [])[:safe]:
                 self._hand_on(row)
-                self._position = row.seq
+            self._position = found[safe - 1] if safe else self._position
             if again:
                 self._new.set()
                 await asyncio.sleep(self._horizon.pause_seconds)
-            if len(safe) < PAGE:
+            if safe < PAGE:
                 return
 
     def _hand_on(self, row: JobLog) -> None:
@@ -100,21 +113,25 @@ class Events:
     def _queue(self) -> Generator[asyncio.Queue[JobLog]]:
         queue: asyncio.Queue[JobLog] = asyncio.Queue(BACKLOG)
         self._listeners.add(queue)
+        self._listened.set()
         self.wake()
         try:
             yield queue
         finally:
             self._listeners.discard(queue)
+            if not self._listeners:
+                self._listened.clear()
 
     async def subscribe(self, after: int | None = None) -> AsyncGenerator[JobLog, None]:
         """Every entry once and in order: those past `after` (exclusive), then the new ones.
 
-        Without `after`, only those written from now on. Raises `Lagging` for a listener that falls
-        too far behind.
+        Without `after`, those that can be seen from now on. Raises `Lagging` for a listener
+        that falls too far behind.
         """
         with self._queue() as queue:
             live_from = self._position
-            position = await self._horizon.head() if after is None else after
+            position = live_from if after is None else after
+            seen = await _visible(live_from) if after is None else frozenset[int]()
             while position < live_from:
                 rows = (
                     await JobLog.filter(seq__gt=position, seq__lte=live_from)
@@ -128,7 +145,7 @@ class Events:
                 if queue.full():
                     raise Lagging
                 row = await queue.get()
-                if row.seq > position:
+                if row.seq > position and row.seq not in seen:
                     yield row
 
     async def until(self, found: Callable[[], Awaitable[T | None]], seconds: float) -> T | None:
@@ -141,3 +158,9 @@ class Events:
                         queue.get_nowait()
                 return value
         return None
+
+
+async def _visible(after: int) -> frozenset[int]:
+    """What can be seen already; an entry between these may still be to come."""
+    found = await JobLog.filter(seq__gt=after).values_list("seq", flat=True)
+    return frozenset(cast("list[int]", found))

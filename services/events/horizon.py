@@ -24,12 +24,8 @@ class Horizon(Protocol):
         """The position from which on nothing can be missed."""
         ...
 
-    async def head(self) -> int:
-        """The newest position that can be seen."""
-        ...
-
-    async def safe(self, position: int, rows: Sequence[JobLog]) -> tuple[Sequence[JobLog], bool]:
-        """The rows that may be handed on, and whether to look again soon."""
+    async def safe(self, position: int, found: Sequence[int]) -> tuple[int, bool]:
+        """How many of the positions found may be handed on, and whether to look again soon."""
         ...
 
 
@@ -39,17 +35,14 @@ class InOrder:
     pause_seconds = 0.0
 
     async def start(self) -> int:
-        return await self.head()
-
-    async def head(self) -> int:
         last = await JobLog.all().order_by("-seq").first()
         return last.seq if last else 0
 
-    async def safe(self, position: int, rows: Sequence[JobLog]) -> tuple[Sequence[JobLog], bool]:
-        return rows, False
+    async def safe(self, position: int, found: Sequence[int]) -> tuple[int, bool]:
+        return len(found), False
 
 
-class Gapless(InOrder):
+class Gapless:
     """Postgres: what has no gap is complete, since positions are handed out one by one.
 
     A gap is a transaction that is open or was rolled back. Whoever takes a position holds
@@ -68,20 +61,20 @@ class Gapless(InOrder):
 
     async def start(self) -> int:
         suspects = await _writers()
-        position = await self.head()
+        position = await InOrder().start()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.start_seconds):
                 while suspects & await _writers():  # noqa: ASYNC110 - nobody tells us
                     await asyncio.sleep(self.pause_seconds)
         return position
 
-    async def safe(self, position: int, rows: Sequence[JobLog]) -> tuple[Sequence[JobLog], bool]:
-        for index, row in enumerate(rows):
-            if row.seq != position + 1 and not (self._ended and self._gap_after == position):
+    async def safe(self, position: int, found: Sequence[int]) -> tuple[int, bool]:
+        for count, seq in enumerate(found):
+            if seq != position + 1 and not (self._ended and self._gap_after == position):
                 await self._look(position)
-                return rows[:index], True
-            position = row.seq
-        return rows, False
+                return count, True
+            position = seq
+        return len(found), False
 
     async def _look(self, gap_after: int) -> None:
         writers = await _writers()

@@ -62,7 +62,9 @@ class Socket:
 
 @asynccontextmanager
 async def connected(
-    client: Client, payload: Mapping[str, Any] | None = None, headers: Mapping[str, str] = {}
+    client: Client,
+    payload: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[Socket]:
     """A socket that introduced itself and was let in."""
     async with client.ws_connect("/graphql", protocols=(PROTOCOL,), headers=headers) as ws:
@@ -83,12 +85,12 @@ class Stream:
         name, data = "", None
         async with asyncio.timeout(SECONDS):
             while line := (await self.response.content.readline()).decode():
-                field, _, value = line.rstrip("\n").partition(": ")
+                field, _, value = line.strip().partition(": ")
                 if field == "event":
                     name = value
                 elif field == "data":
                     data = orjson.loads(value) if value else None
-                elif line == "\n" and name:
+                elif not field and name:
                     return name, data
         return "", None
 

@@ -1,0 +1,452 @@
+"""The command line in processes of its own: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from cryptography.fernet import Fernet
+
+from tests.fakes.agents import fake_agent
+from tests.support.databases import sqlite_url
+from tests.support.graphql import SAYS_OK, SDL_FILE, Json, echo, mutation
+
+SECONDS = 60
+"""Longest wait for a process on a busy machine."""
+
+
+def environment(given: dict[str, str]) -> dict[str, str]:
+    """Nothing of the developer's own settings."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SIGNOFF_", "OPENAI_"))}
+    return clean | {"SIGNOFF_PORT": "0"} | given
+
+
+def run(folder: Path, *arguments: str, **given: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "signoff", *arguments],
+        cwd=folder,
+        env=environment(given) | {"PYTHONPATH": str(SDL_FILE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def done(folder: Path, *arguments: str, **given: str) -> str:
+    """What a command printed that must succeed."""
+    finished = run(folder, *arguments, **given)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def refusal(folder: Path, *arguments: str, **given: str) -> str:
+    """The one line that a refused command leaves."""
+    refused = run(folder, *arguments, **given)
+    assert refused.returncode == 1, (refused.stdout, refused.stderr)
+    assert refused.stdout == ""
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("signoff: ")
+    assert "Traceback" not in line
+    return line.removeprefix("signoff: ")
+
+
+@dataclass
+class Running:
+    process: asyncio.subprocess.Process
+    lines: list[str] = field(default_factory=list[str])
+    errors: list[str] = field(default_factory=list[str])
+    url: str = ""
+
+    async def ready(self) -> None:
+        """Return when it has said so, with all that it says then."""
+        assert self.process.stdout
+        async with asyncio.timeout(SECONDS):
+            while line := (await self.process.stdout.readline()).decode():
+                self.lines.append(line.rstrip())
+                if found := re.search(r"GraphQL +(http://\S+)/graphql", line):
+                    self.url = found[1]
+                if "signoff demo" in line or "worker is ready" in line:
+                    return
+        pytest.fail("\n".join(self.lines + self.errors))
+
+    async def listen(self) -> None:
+        assert self.process.stderr
+        while line := (await self.process.stderr.readline()).decode():
+            self.errors.append(line.rstrip())
+
+    async def ask(self, query: str, key: str | None = None, **variables: Any) -> Json:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        body = {"query": query, "variables": variables}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{self.url}/graphql", json=body, headers=headers) as got,
+        ):
+            return {"status": got.status} | await got.json()
+
+
+@asynccontextmanager
+async def started(
+    folder: Path, *arguments: str, wait: bool = True, **given: str
+) -> AsyncGenerator[Running]:
+    """A server or worker that has said that it is ready; asked to stop at the end."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "signoff", *arguments),
+        cwd=folder,
+        env=environment(given) | {"PYTHONPATH": str(SDL_FILE.parent)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    running = Running(process)
+    listening = asyncio.create_task(running.listen())
+    try:
+        if wait:
+            await running.ready()
+        yield running
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(SECONDS):
+            assert await process.wait() == 0, running.errors
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await listening
+
+
+@pytest.fixture
+async def taken_port() -> AsyncIterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+# Refusals
+
+
+def test_a_taken_port_is_refused_in_one_line(tmp_path: Path, taken_port: int) -> None:
+    assert refusal(tmp_path, "serve", "--port", str(taken_port)) == (
+        f"port {taken_port} of 127.0.0.1 is taken; stop what listens there, "
+        "or choose another with --port (0 for any that is free)"
+    )
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate", "keys"])
+def test_a_database_url_of_no_known_kind_is_refused(tmp_path: Path, command: str) -> None:
+    for url in ("mysql://me:s3cret@host/db", "signoff.db", "", "postgres//me:s3cret@host/db"):
+        line = refusal(tmp_path, command, SIGNOFF_DATABASE_URL=url)
+        assert line.startswith("SIGNOFF_DATABASE_URL must begin with sqlite:// or postgres://;")
+        assert "s3cret" not in line
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "migrate"])
+def test_a_postgres_that_is_not_there_is_refused_without_its_password(
+    tmp_path: Path, command: str
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        for url in (
+            f"postgres://me:s3cret@127.0.0.1:{port}/db",
+            "postgres://me:s3cret@no-such-host.invalid/db",
+            "postgres://me:s3cret@127.0.0.1:notaport/db",
+            f"postgres://127.0.0.1:{port}/db?password=s3cret",
+        ):
+            line = refusal(tmp_path, command, SIGNOFF_DATABASE_URL=url)
+            assert "SIGNOFF_DATABASE_URL" in line, url
+            assert "s3cret" not in line, url
+
+
+def test_a_postgres_database_that_is_not_there_is_refused(
+    tmp_path: Path, postgres_server: Any
+) -> None:
+    line = refusal(tmp_path, "migrate", SIGNOFF_DATABASE_URL=postgres_server.url("nothing"))
+    assert '"nothing" does not exist' in line
+
+
+def test_an_sqlite_file_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("no database\n" * 1000)
+    for file in ("no/such/folder/signoff.db", "text.db", "."):
+        line = refusal(tmp_path, "serve", SIGNOFF_DATABASE_URL=f"sqlite://{file}")
+        assert line.startswith("the SQLite file "), line
+        assert line.endswith("check SIGNOFF_DATABASE_URL")
+
+
+def test_another_address_than_loopback_needs_a_key(tmp_path: Path) -> None:
+    for host in ("0.0.0.0", "::"):  # noqa: S104
+        line = refusal(tmp_path, "serve", "--host", host)
+        assert line == (
+            f"will not listen on {host} before there is an API key, since anybody could use the "
+            "server; make one with: signoff keys create --role admin --name you"
+        )
+
+
+def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
+    done(tmp_path, "keys", "create", "--role", "admin", "--name", "ada")
+    line = refusal(tmp_path, "serve", "--host", "192.0.2.1", "--port", "1")
+    assert line.startswith("cannot listen on 192.0.2.1:1: ")
+
+
+def test_a_worker_on_sqlite_is_refused(tmp_path: Path) -> None:
+    line = refusal(tmp_path, "worker")
+    assert line.startswith("a worker beside the server needs Postgres")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "migrate"])
+def test_a_setting_that_cannot_be_is_named(tmp_path: Path, command: str) -> None:
+    for name, value in (
+        ("SIGNOFF_PORT", "65536"),
+        ("SIGNOFF_PORT", "http"),
+        ("SIGNOFF_LOG_LEVEL", "LOUD"),
+        ("SIGNOFF_LEASE_SECONDS", "0"),
+        ("SIGNOFF_ALLOW_PRIVATE_AGENTS", "perhaps"),
+    ):
+        assert refusal(tmp_path, command, **{name: value}).startswith(f"{name}: "), name
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_secret_key_that_is_none_is_refused(tmp_path: Path) -> None:
+    for value in ("short", "x" * 44, "é" * 44, ""):
+        line = refusal(tmp_path, "serve", SIGNOFF_SECRET_KEY=value)
+        assert line.startswith("SIGNOFF_SECRET_KEY is not a Fernet key"), value
+        assert value == "" or value not in line
+    (tmp_path / "mine.key").write_text("nonsense\n")
+    line = refusal(tmp_path, "serve", SIGNOFF_KEY_FILE="mine.key")
+    assert line.startswith("mine.key is not a Fernet key")
+    line = refusal(tmp_path, "serve", SIGNOFF_KEY_FILE="no/folder/signoff.key")
+    assert line.startswith("the key file no/folder/signoff.key cannot be made")
+
+
+def test_an_unknown_command_is_refused_with_the_usage(tmp_path: Path) -> None:
+    for arguments in ((), ("nonsense",), ("keys", "create", "--role", "king", "--name", "x")):
+        refused = run(tmp_path, *arguments)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr.startswith("usage: signoff")
+        assert "Traceback" not in refused.stderr
+
+
+# Small commands
+
+
+def test_the_version_and_the_schema_are_printed(tmp_path: Path) -> None:
+    assert done(tmp_path, "--version") == f"signoff {version('signoff')}\n"
+    assert done(tmp_path, "schema") == SDL_FILE.read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_committed_schema_is_compared(tmp_path: Path) -> None:
+    remedy = "schema.graphql is not the schema; run: signoff schema > schema.graphql"
+    assert refusal(tmp_path, "schema", "--check") == remedy
+    (tmp_path / "schema.graphql").write_text(SDL_FILE.read_text())
+    assert done(tmp_path, "schema", "--check") == "schema.graphql is up to date.\n"
+    with (tmp_path / "schema.graphql").open("a") as file:
+        file.write("#\n")
+    assert refusal(tmp_path, "schema", "--check") == remedy
+
+
+def test_migrating_twice_says_the_same(tmp_path: Path, empty_database_url: str) -> None:
+    for _ in range(2):
+        printed = done(tmp_path, "migrate", SIGNOFF_DATABASE_URL=empty_database_url)
+        assert printed == "The database is up to date.\n"
+
+
+def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
+    assert done(tmp_path, "keys").startswith("No keys yet.")
+    made = run(tmp_path, "keys", "create", "--role", "member", "--name", "Mia M.")
+    key = made.stdout.strip()
+    assert re.fullmatch(r"signoff_[\w-]{43}", key)
+    assert made.stderr == "Keep it now: it is not shown again.\n"
+    listed = done(tmp_path, "keys", "list")
+    assert key not in listed
+    assert re.fullmatch(rf"{key[:14]}…  MEMBER  active +Mia M\.\n", listed)
+    assert done(tmp_path, "keys", "revoke", key[:14]) == "Revoked the key of Mia M..\n"
+    assert "revoked 20" in done(tmp_path, "keys", "list")
+    for prefix in (key[:14], "signoff_", "", "%"):
+        line = refusal(tmp_path, "keys", "revoke", prefix)
+        assert line.startswith("no active key begins with")
+
+
+def test_a_name_that_is_nobodys_gets_no_key(tmp_path: Path) -> None:
+    for name in ("", "   ", "local", "System", "x" * 201):
+        line = refusal(tmp_path, "keys", "create", "--role", "admin", "--name", name)
+        assert line.startswith("name: "), line
+    assert done(tmp_path, "keys").startswith("No keys yet.")
+
+
+# Servers
+
+VIEWER = "{ viewer { name role } }"
+AGENTS = "{ agents { nodes { name endpointUrl version } } }"
+
+
+async def test_a_server_on_an_empty_folder_says_where_everything_is(tmp_path: Path) -> None:
+    async with started(tmp_path, "serve") as server:
+        assert server.lines[:4] == [
+            f"Signoff {version('signoff')} is ready.",
+            f"  GraphQL    {server.url}/graphql   (HTTP, WebSocket, SSE)",
+            f"  GraphiQL   {server.url}/graphiql   (docs and ready-made examples)",
+            f"  Health     {server.url}/healthz",
+        ]
+        assert f"  Agent      “Sample agent” at {server.url}/sample-agent" in server.lines
+        answer = await server.ask(VIEWER)
+        assert answer["data"]["viewer"] == {"name": "Local admin", "role": "ADMIN"}
+        key_file = tmp_path / "signoff.key"
+        assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+        Fernet(key_file.read_text().strip())
+    assert (tmp_path / "signoff.db").exists()
+
+
+async def test_the_sample_agent_moves_along_and_does_work(tmp_path: Path) -> None:
+    async with started(tmp_path, "serve") as server:
+        (first,) = (await server.ask(AGENTS))["data"]["agents"]["nodes"]
+        assert first["endpointUrl"] == f"{server.url}/sample-agent"
+    async with started(tmp_path, "serve") as server:
+        found = await server.ask("{ agents { nodes { id name endpointUrl } } }")
+        (second,) = found["data"]["agents"]["nodes"]
+        assert second["endpointUrl"] == f"{server.url}/sample-agent" != first["endpointUrl"]
+        job = {
+            "name": "Summary",
+            "input": {"text": "Hello there. How are you? Fine."},
+            "acceptanceCriteria": {
+                "items": [{"text": "Hello", "kind": "CONTAINS", "config": {"value": "Hello"}}]
+            },
+            "assign": {"agentId": second["id"]},
+        }
+        made = (await server.ask(mutation("createJob"), input=job))["data"]["createJob"]
+        given = {"id": made["id"], "waitSeconds": 30}
+        ran = (await server.ask(mutation("executeJob"), input=given))["data"]["executeJob"]
+        assert (ran["status"], ran["result"]) == (
+            "COMPLETED",
+            {"summary": "Hello there. How are you?", "words": 5},
+        )
+
+
+async def test_no_sample_agent_beside_the_users_own(tmp_path: Path) -> None:
+    save = mutation("saveAgent")
+    mine = {"name": "Mine", "endpointUrl": "http://127.0.0.1:9/"}
+    async with started(tmp_path, "serve", SIGNOFF_SAMPLE_AGENT="false") as server:
+        assert (await server.ask(save, input=mine))["data"]["saveAgent"]["name"] == "Mine"
+    async with started(tmp_path, "serve") as server:
+        nodes = (await server.ask(AGENTS))["data"]["agents"]["nodes"]
+        assert [node["name"] for node in nodes] == ["Mine"]
+        assert not [line for line in server.lines if "  Agent  " in line]
+
+
+async def test_the_first_key_closes_the_door_and_a_revoked_one_opens_nothing(
+    tmp_path: Path,
+) -> None:
+    async with started(tmp_path, "serve") as server:
+        assert (await server.ask(VIEWER))["status"] == 200
+        make = ("keys", "create", "--role", "viewer", "--name", "vera")
+        key = (await asyncio.to_thread(done, tmp_path, *make)).strip()
+        async with asyncio.timeout(SECONDS):
+            while (await server.ask(VIEWER))["status"] != 401:
+                await asyncio.sleep(0.05)
+        answer = await server.ask(VIEWER, key)
+        assert answer["data"]["viewer"] == {"name": "vera", "role": "VIEWER"}
+        await asyncio.to_thread(done, tmp_path, "keys", "revoke", key[:14])
+        async with asyncio.timeout(SECONDS):
+            while (await server.ask(VIEWER, key))["status"] != 401:
+                await asyncio.sleep(0.05)
+        refused = await server.ask(VIEWER, key)
+        assert refused["errors"][0]["extensions"] == {"code": "UNAUTHENTICATED"}
+        assert (await server.ask(VIEWER))["status"] == 401
+
+
+async def test_a_query_string_never_reaches_the_log(tmp_path: Path) -> None:
+    async with started(tmp_path, "serve", SIGNOFF_LOG_LEVEL="DEBUG") as server:
+        params = {"query": '{ node(id: "s3cret") { id } }'}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{server.url}/graphql", params=params) as got,
+        ):
+            assert got.status == 200
+            request_id = got.headers["X-Request-Id"]
+    lines = [json.loads(line) for line in server.errors]
+    (line,) = [each for each in lines if each["event"] == "request"]
+    assert (line["path"], line["status"], line["request_id"]) == ("/graphql", 200, request_id)
+    assert "s3cret" not in "\n".join(server.errors)
+
+
+async def test_two_servers_start_at_once_on_one_database(
+    tmp_path: Path, empty_database_url: str
+) -> None:
+    given = {"SIGNOFF_DATABASE_URL": empty_database_url}
+    async with (
+        started(tmp_path, "serve", wait=False, **given) as one,
+        started(tmp_path, "serve", wait=False, **given) as two,
+    ):
+        await asyncio.gather(one.ready(), two.ready())
+        create = mutation("createJob")
+        for server in (one, two):
+            given_job = {"name": "x", "acceptanceCriteria": SAYS_OK}
+            answer = await server.ask(create, input=given_job)
+            assert answer["data"]["createJob"]["__typename"] == "Job"
+        for server in (one, two):
+            answer = await server.ask("{ jobs { totalCount } }")
+            assert answer["data"]["jobs"]["totalCount"] == 2
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])
+async def test_a_worker_does_what_a_server_accepted(
+    tmp_path: Path, empty_database_url: str
+) -> None:
+    given = {
+        "SIGNOFF_DATABASE_URL": empty_database_url,
+        "SIGNOFF_ALLOW_PRIVATE_AGENTS": "true",
+    }
+    async with (
+        fake_agent(echo) as endpoint,
+        started(tmp_path, "worker", **given) as worker,
+        started(tmp_path, "serve", **given) as server,
+    ):
+        assert worker.lines == ["Signoff worker is ready."]
+        assert server.lines[0].endswith("is ready.")
+        agent = {"name": "Echo", "endpointUrl": endpoint.url}
+        saved = (await server.ask(mutation("saveAgent"), input=agent))["data"]["saveAgent"]
+        job = {
+            "name": "x",
+            "input": {"ok": True},
+            "acceptanceCriteria": SAYS_OK,
+            "assign": {"agentId": saved["id"]},
+        }
+        for _ in range(20):
+            made = (await server.ask(mutation("createJob"), input=job))["data"]["createJob"]
+            ask = {"id": made["id"], "waitSeconds": 30}
+            ran = (await server.ask(mutation("executeJob"), input=ask))["data"]["executeJob"]
+            assert ran["status"] == "COMPLETED"
+        assert len(endpoint.received) == 20
+
+
+async def test_a_server_ends_at_once_when_asked_to(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "other.db")
+    async with started(tmp_path, "serve", SIGNOFF_DATABASE_URL=url) as server:
+        async with aiohttp.ClientSession() as session:
+            ws = await session.ws_connect(
+                f"{server.url}/graphql", protocols=["graphql-transport-ws"]
+            )
+            await ws.send_json({"type": "connection_init"})
+            await ws.receive_json()
+            server.process.send_signal(signal.SIGINT)
+            async with asyncio.timeout(20):
+                message = await ws.receive()
+                assert message.type in {aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED}
+                assert await server.process.wait() == 0
+        server.process.send_signal = lambda number: None  # type: ignore[method-assign]

@@ -1,0 +1,386 @@
+"""What the HTTP side takes and refuses, before any operation."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import logging
+import socket
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import structlog
+from graphql import build_client_schema, get_introspection_query
+from tortoise import connections
+
+from schema import sdl
+from signoff import database, logs
+from signoff.app import create_app
+from tests.support.graphql import Json, answer, beside, gql, mutation, new_job, post
+from tests.support.running import AiohttpClient, Client, settings_for
+
+VIEWER = '{"query": "{ viewer { id } }"}'
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture
+def database_kind() -> str:
+    """None of this depends on the database, but where a test says so."""
+    return "sqlite"
+
+
+async def sent(
+    client: Client, body: str | bytes, headers: dict[str, str] | None = None
+) -> tuple[int, Json]:
+    data = body.encode() if isinstance(body, str) else body
+    async with client.post("/graphql", data=BytesIO(data), headers=JSON | (headers or {})) as got:
+        assert got.content_type == "application/json"
+        return got.status, await got.json()
+
+
+def code(body: Json) -> str:
+    (error,) = body["errors"]
+    assert error["message"]
+    return error["extensions"]["code"]
+
+
+# The request
+
+
+async def test_a_post_is_exactly_json(client: Client) -> None:
+    for kind in ("application/json", "application/json; charset=utf-8", "application/json ;x=y"):
+        assert await sent(client, VIEWER, {"Content-Type": kind}) == (
+            200,
+            {"data": {"viewer": {"id": "local"}}},
+        )
+    for kind in (
+        "text/plain",
+        "text/plain; x=application/json",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=application/json",
+        "application/jsonp",
+        "application/graphql",
+        "",
+    ):
+        status, body = await sent(client, VIEWER, {"Content-Type": kind})
+        assert (status, code(body)) == (415, "VALIDATION"), kind
+
+
+async def test_a_get_may_query_but_never_change(client: Client) -> None:
+    async with client.get("/graphql", params={"query": "{ viewer { id } }"}) as got:
+        assert (got.status, await got.json()) == (200, {"data": {"viewer": {"id": "local"}}})
+    query = "query($id: ID!) { node(id: $id) { id } }"
+    params = {"query": query, "variables": '{"id": "x"}'}
+    async with client.get("/graphql", params=params) as got:
+        assert await got.json() == {"data": {"node": None}}
+    given = {"input": {"name": "x", "acceptanceCriteria": {"text": "y"}}}
+    params = {"query": mutation("createJob"), "variables": json.dumps(given)}
+    async with client.get("/graphql", params=params) as got:
+        assert (got.status, got.content_type) == (400, "application/json")
+        assert code(await got.json())
+    both = {
+        "query": f"query A {{ viewer {{ id }} }} {mutation('createJob')}",
+        "operationName": "B",
+        "variables": json.dumps(given),
+    }
+    both["query"] = both["query"].replace("mutation(", "mutation B(")
+    async with client.get("/graphql", params=both) as got:
+        assert got.status == 400
+    assert (await gql(client, "{ jobs { totalCount } }"))["jobs"]["totalCount"] == 0
+
+
+async def test_bad_variables_in_a_get_are_a_client_error(client: Client) -> None:
+    for name in ("variables", "extensions"):
+        for value in ("{", "[1]", "7", '"x"', "null", "[" * 2_000):
+            params = {"query": "{ viewer { id } }", name: value}
+            async with client.get("/graphql", params=params) as got:
+                body = await got.json()
+                assert got.status in {200, 400}, (name, value)
+                if got.status == 400:
+                    assert code(body)
+    async with client.get("/graphql") as got:
+        assert (got.status, code(await got.json())) == (400, "VALIDATION")
+
+
+async def test_pages_of_other_sites_are_refused(client: Client) -> None:
+    for headers in (
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": f"http://127.0.0.1:{client.port}"},
+    ):
+        status, body = await sent(client, VIEWER, headers)
+        assert (status, code(body)) == (403, "FORBIDDEN"), headers
+        async with client.get(
+            "/graphql", params={"query": "{ viewer { id } }"}, headers=headers
+        ) as got:
+            assert got.status == 403
+        with pytest.raises(Exception, match="403"):
+            await client.ws_connect("/graphql", headers=headers)
+    for headers in (
+        {"Origin": f"http://127.0.0.1:{client.port}"},
+        {"Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "none"},
+    ):
+        assert (await sent(client, VIEWER, headers))[0] == 200
+
+
+async def test_without_keys_only_this_machine_by_its_own_name_is_let_in(client: Client) -> None:
+    for host in ("localhost", "127.0.0.1", "127.0.0.2:1", "[::1]:80", "a.localhost"):
+        assert (await sent(client, VIEWER, {"Host": host}))[0] == 200, host
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "10.0.0.1"):
+        status, body = await sent(client, VIEWER, {"Host": host})
+        assert (status, code(body)) == (401, "UNAUTHENTICATED"), host
+
+
+async def test_an_authorization_that_is_no_bearer_is_refused(client: Client) -> None:
+    for value in ("Basic YTpi", "Bearer", "Bearer ", "bearer x", "signoff_x", "Bearer \u00e9"):
+        async with client.post(
+            "/graphql", data=VIEWER.encode(), headers=JSON | {"Authorization": value}
+        ) as got:
+            assert (got.status, code(await got.json())) == (401, "UNAUTHENTICATED"), value
+            assert got.headers["WWW-Authenticate"] == "Bearer"
+
+
+# Errors
+
+
+async def test_a_body_that_is_no_request_is_a_client_error(client: Client) -> None:
+    for body in (
+        b"",
+        b"{",
+        b"null",
+        b"7",
+        b'"x"',
+        b"[]",
+        b"[" + VIEWER.encode() + b"]",
+        b"{}",
+        b'{"query": null}',
+        b'{"query": 7}',
+        b'{"query": ["x"]}',
+        b'{"query": {}}',
+        b'{"query": ""}',
+        b'{"query": "{ viewer { id } }", "x": \xff}',
+        b'{"query": "\xff"}',
+        b'\xff\xfe{"query": "{ viewer { id } }"}',
+        b'{"query": "{ viewer { id } }", "x": NaN}',
+        b'{"query": "{ viewer { id } }", "x": 1e999}',
+        b'{"query": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ):
+        status, answered = await sent(client, body)
+        assert status == 400, (body[:60], status, answered)
+        assert code(answered) in {"VALIDATION", "GRAPHQL_ERROR"}, body[:60]
+
+
+async def test_members_of_a_wrong_type_are_a_client_error(client: Client) -> None:
+    for name in ("operationName", "variables", "extensions"):
+        for value in (7, True, ["x"], "x", {"a": 1}, 1.5):
+            body = {"query": "query A { viewer { id } }", name: value}
+            status, answered = await sent(client, json.dumps(body))
+            assert status in {200, 400}, (name, value, answered)
+            if name == "operationName" or (name == "variables" and value != {"a": 1}):
+                assert (answered.get("data"), bool(answered["errors"])) == (None, True), (
+                    name,
+                    value,
+                )
+                assert code(answered) in {"VALIDATION", "GRAPHQL_ERROR"}
+
+
+async def test_a_body_too_large_is_refused(client: Client) -> None:
+    body = json.dumps({"query": "{ viewer { id } }", "x": "x" * 2_097_152})
+    status, answered = await sent(client, body)
+    assert (status, code(answered)) == (413, "HTTP_413")
+
+
+async def test_a_compressed_body_is_not_inflated_past_the_limit(client: Client) -> None:
+    body = gzip.compress(b'{"query": "{ viewer { id } }", "x": "' + b"x" * 50_000_000 + b'"}')
+    status, answered = await sent(client, body, {"Content-Encoding": "gzip"})
+    assert status in {400, 413, 415}
+    assert code(answered)
+
+
+async def test_what_is_not_there_and_what_is_not_allowed_is_json(client: Client) -> None:
+    for method, path, status in (
+        ("GET", "/nothing", 404),
+        ("POST", "/healthz", 405),
+        ("PUT", "/graphql", 405),
+        ("DELETE", "/graphql", 405),
+        ("PATCH", "/graphql", 405),
+        ("OPTIONS", "/graphql", 405),
+        ("GET", "/sample-agent", 405),
+        ("POST", "/sample-agent", 404),
+        ("GET", "/%00", 404),
+        ("GET", "/graphql/", 404),
+    ):
+        async with client.request(method, path) as got:
+            assert (got.status, got.content_type) == (status, "application/json"), (method, path)
+            assert code(await got.json())
+    async with client.get("/", allow_redirects=False) as got:
+        assert (got.status, got.headers["Location"]) == (302, "/graphiql")
+    async with client.get("/healthz") as got:
+        assert (got.status, await got.json()) == (200, {"status": "ok"})
+
+
+async def test_mistakes_in_a_document_have_a_code_and_a_place(client: Client) -> None:
+    for query in ("{", "{ nonsense }", "{ viewer }", "{ viewer { id }", "\0", "😀"):
+        body = await answer(client, query)
+        assert {each["extensions"]["code"] for each in body["errors"]} == {"GRAPHQL_ERROR"}
+        assert body["errors"][0]["locations"]
+    body = await answer(client, "query($id: ID!) { node(id: $id) { id } }")
+    assert code(body) == "GRAPHQL_ERROR"
+
+
+async def test_at_most_a_hundred_errors_are_told(client: Client) -> None:
+    body = await answer(client, "{ " + " ".join(f"x{n}" for n in range(500)) + " }")
+    assert 1 <= len(body["errors"]) <= 101
+
+
+async def test_aliases_each_get_their_answer(client: Client) -> None:
+    fields = " ".join(f"a{n}: viewer {{ name }}" for n in range(50))
+    data = await gql(client, f"{{ {fields} }}")
+    assert data == {f"a{n}": {"name": "Local admin"} for n in range(50)}
+
+
+async def test_the_schema_can_be_read_from_the_server(client: Client) -> None:
+    query = get_introspection_query(
+        descriptions=True, specified_by_url=True, input_value_deprecation=True
+    )
+    introspected = build_client_schema(await gql(client, query))  # type: ignore[arg-type]
+    assert set(introspected.type_map) >= {"Job", "Agent", "Mutation", "CreateJobResult"}
+    assert "type Mutation" in sdl()
+
+
+# Ids, logs, failures of ours
+
+
+async def test_a_request_id_is_echoed_or_made(client: Client) -> None:
+    for given in ("abc-1.2_3", "x" * 64):
+        async with client.get("/healthz", headers={"X-Request-Id": given}) as got:
+            assert got.headers["X-Request-Id"] == given
+    for given in ("x" * 65, "a b", "é", "<script>", ""):
+        async with client.get("/healthz", headers={"X-Request-Id": given}) as got:
+            made = got.headers["X-Request-Id"]
+            assert (made != given, len(made)) == (True, 16)
+    for path in ("/nothing", "/graphql"):
+        async with client.put(path, headers={"X-Request-Id": "mine"}) as got:
+            assert got.headers["X-Request-Id"] == "mine"
+
+
+@pytest.fixture
+def log(capsys: pytest.CaptureFixture[str]) -> Any:
+    """What the server logs as JSON lines, as it does without a terminal."""
+    root = logging.getLogger()
+    before = root.handlers, root.level
+    logs.configure("DEBUG")
+    stream = BytesIO()
+    handler = root.handlers[0]
+    assert isinstance(handler, logging.StreamHandler)
+    lines: list[str] = []
+
+    class Lines:
+        def write(self, text: str) -> None:
+            lines.append(text)
+
+        def flush(self) -> None: ...
+
+    handler.setStream(Lines())
+    yield lambda: [json.loads(line) for line in "".join(lines).splitlines()]
+    stream.close()
+    root.handlers, _ = before
+    root.setLevel(before[1])
+    structlog.reset_defaults()
+
+
+async def test_each_request_is_logged_with_its_id_and_without_its_query_string(
+    client: Client, log: Any
+) -> None:
+    secret = quote('{ node(id: "s3cret") { id } }')
+    async with client.get(f"/graphql?query={secret}", headers={"X-Request-Id": "r-1"}) as got:
+        assert got.status == 200
+    lines = [each for each in log() if each.get("request_id") == "r-1"]
+    (line,) = [each for each in lines if each["event"] == "request"]
+    assert (line["method"], line["path"]) == ("GET", "/graphql")
+    assert line["status"] == 200
+    assert "s3cret" not in str(line)
+
+
+async def drop(url: str, table: str) -> None:
+    async with database.connected(url):
+        await connections.get("default").execute_script(f"DROP TABLE {table}")
+
+
+async def test_an_error_of_ours_is_masked_and_found_in_the_log_by_its_id(
+    client: Client, database_url: str, log: Any
+) -> None:
+    await beside(drop(database_url, "verdicts"))
+    job = await new_job(client)
+    query = "query($id: ID!) { job(id: $id) { name latestVerdict { id } } }"
+    async with await post(client, query, None, {"id": job["id"]}) as got:
+        body = await got.json()
+        request_id = got.headers["X-Request-Id"]
+    (error,) = body["errors"]
+    id = error["extensions"]["id"]
+    assert body["data"] == {"job": {"name": "A job", "latestVerdict": None}}
+    assert error["message"] == f"Something went wrong on our side; the server's log has it as {id}."
+    assert error["extensions"] == {"code": "INTERNAL", "id": id}
+    assert "verdicts" not in str(body)
+    (line,) = [each for each in log() if each.get("error_id") == id]
+    assert (line["level"], line["request_id"]) == ("error", request_id)
+    assert "verdicts" in line["exception"]
+
+
+async def test_an_error_before_any_operation_is_masked_too(
+    client: Client, database_url: str, log: Any
+) -> None:
+    await beside(drop(database_url, "api_keys"))
+    status, body = await sent(client, VIEWER)
+    (error,) = body["errors"]
+    assert (status, error["extensions"]) == (500, {"code": "INTERNAL"})
+    id = error["message"].removesuffix(".").rpartition(" ")[2]
+    assert [each["level"] for each in log() if each.get("error_id") == id] == ["error"]
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])
+async def test_health_is_503_while_the_database_is_away(
+    client: Client, database_url: str, postgres_server: Any
+) -> None:
+    name = database_url.rpartition("/")[2]
+    postgres_server._thread.submit(
+        postgres_server._execute, f'ALTER DATABASE "{name}" RENAME TO "{name}_away"'
+    )
+    postgres_server.drop(name)
+    async with asyncio.timeout(20):
+        while True:
+            async with client.get("/healthz") as got:
+                if got.status == 503:
+                    assert await got.json() == {"status": "database unreachable"}
+                    return
+
+
+async def test_a_half_sent_body_does_not_hold_the_server_up(client: Client) -> None:
+    head = "POST /graphql HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    await writer.drain()
+    assert (await sent(client, VIEWER))[0] == 200
+    writer.close()
+    await writer.wait_closed()
+    assert reader is not None
+
+
+async def test_a_server_told_to_listen_everywhere_lets_nobody_in_without_a_key(
+    database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient
+) -> None:
+    settings = settings_for(database_url, tmp_path, host="0.0.0.0")  # noqa: S104
+    client = await aiohttp_client(create_app(settings))
+    status, body = await sent(client, VIEWER)
+    assert (status, code(body)) == (401, "UNAUTHENTICATED")
+    assert socket.gethostbyname("localhost")
