@@ -164,7 +164,8 @@ async def measure(count: int) -> None:
         ids = await made(session, saved["id"], count)
         print(f"createJob        {count / (time.perf_counter() - began):8.0f} /s")
         runs = [await throughput(session, ids[part::3]) for part in range(3)]
-        print(f"executions       {max(runs):8.0f} /s   (runs {', '.join(f'{r:.0f}' for r in runs)})")
+        each = ", ".join(f"{run:.0f}" for run in runs)
+        print(f"executions       {max(runs):8.0f} /s   (runs {each})")
         times = sorted(await latencies(session, await made(session, saved["id"], 200)))
         print(f"accept to agent  {statistics.median(times):8.1f} ms p50, {times[-3]:.1f} ms p99")
 

@@ -24,7 +24,8 @@ class Attempt(Table):
     """One execution of a job by one agent.
 
     `responded_at` says that the agent's response is on record: the checkpoint
-    behind which the agent is never asked again.
+    behind which the agent is never asked again. `resumptions` counts how often it was gone
+    on with after its process had ended: a job that ends its process must not do so for ever.
     """
 
     number = fields.IntField()
@@ -32,6 +33,7 @@ class Attempt(Table):
     agent_snapshot_json = fields.TextField()
     feedback_json = fields.TextField(default="[]")
     criteria_version = fields.IntField()
+    resumptions = fields.IntField(default=0)
     request_json = fields.TextField(null=True)
     response_json = fields.TextField(null=True)
     http_status = fields.IntField(null=True)

@@ -24,4 +24,5 @@ async def page(
     after: str | None,
 ) -> Page[JobLog]:
     position = None if after is None else decode_position(after)
-    return await reading.logs(info.context.viewer, where, types, position, first)
+    until = await info.context.rt.events.complete_until()
+    return await reading.logs(info.context.viewer, where, types, position, first, until)

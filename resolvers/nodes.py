@@ -10,6 +10,9 @@ from resolvers.context import Info
 from services import reading
 from services.values import parse_id
 
+MAX_DIGITS = 18
+"""Of a position in the log: a number of so many fits its column."""
+
 Row = Job | Agent | Attempt | Verdict | JobLog
 
 
@@ -28,7 +31,7 @@ async def by_id(info: Info, id: str) -> Row | None:
         case "verdict":
             verdict_id = _key(kind, id)
             return await reading.verdict(viewer, verdict_id) if verdict_id else None
-        case "log" if tail.isdecimal() and int(tail) < 2**63:
+        case "log" if tail.isdecimal() and len(tail) <= MAX_DIGITS:
             return await reading.log_entry(viewer, int(tail))
         case _:
             return None

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import strawberry.pydantic
 from pydantic import BaseModel
+from strawberry.types import get_object_definition
+from strawberry.types.unset import UNSET
 
 from services import filters
 from services.agents import SaveAgent
@@ -49,3 +51,8 @@ NAMES: dict[type[BaseModel], str] = {
 strawberry.pydantic.input(Assign, name="AssignInput", one_of=True)
 for model, name in NAMES.items():
     strawberry.pydantic.input(model, name=name)
+    for field in get_object_definition(model, strict=True).fields:
+        if field.default_value is None:
+            # `= null` would be filled in for what a client left out, and left out means
+            # unchanged where null means nothing.
+            field.default_value = UNSET

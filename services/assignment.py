@@ -46,14 +46,16 @@ class ReassignJob(Keyed):
 
 async def assign(rt: Runtime, viewer: Viewer, command: AssignJob) -> Job:
     """Raises `AgentUnavailable` and `SchemaMismatch` too."""
-    await _check(rt, viewer, command)
-    return await _give(rt, viewer, command)
+    job = await jobs.get(viewer, command.id)
+    await _check(rt, viewer, job, command)
+    return await _give(rt, viewer, job, command)
 
 
 async def reassign(rt: Runtime, viewer: Viewer, command: ReassignJob) -> Job:
     """Raises `AgentUnavailable`, `SchemaMismatch` and `IdempotencyConflict` too."""
-    do = partial(_give, rt, viewer, command)
-    check = partial(_check, rt, viewer, command)
+    job = await jobs.get(viewer, command.id)
+    do = partial(_give, rt, viewer, job, command)
+    check = partial(_check, rt, viewer, job, command)
     return await idempotency.once(rt, viewer, command, command.id, do, check=check)
 
 
@@ -64,9 +66,8 @@ def _event(job: Job, command: AssignJob | ReassignJob) -> Event:
     return Event.INTERRUPT if running else Event.REASSIGN
 
 
-async def _check(rt: Runtime, viewer: Viewer, command: AssignJob | ReassignJob) -> None:
+async def _check(rt: Runtime, viewer: Viewer, job: Job, command: AssignJob | ReassignJob) -> None:
     """Whether the job can be given away now, and its input fits the agent's schema."""
-    job = await jobs.get(viewer, command.id)
     lifecycle.demand(job, _event(job, command), viewer, expected_version=command.expected_version)
     if command.assign.agent_id is None:
         raise InvalidInput.at("input", "assign", "agentId", message="must name an agent")
@@ -77,8 +78,8 @@ async def _check(rt: Runtime, viewer: Viewer, command: AssignJob | ReassignJob) 
 
 
 @atomic
-async def _give(rt: Runtime, viewer: Viewer, command: AssignJob | ReassignJob) -> Job:
-    job = await jobs.get(viewer, command.id)
+async def _give(rt: Runtime, viewer: Viewer, job: Job, command: AssignJob | ReassignJob) -> Job:
+    """Give away the job as it was checked: its version sees to that."""
     changes: dict[str, Any] = {"agent_id": command.assign.agent_id}
     if isinstance(command, AssignJob) and "input" in command.model_fields_set:
         changes["input_json"] = jsontext.dumps(command.input)

@@ -46,7 +46,13 @@ async def advance(
 def tell(this: Run, type: JobLogType, message: str, payload: Any) -> None:
     log.append(
         log.entry(
-            this.job, type, SYSTEM, message=message, payload=payload, attempt_id=this.attempt.id
+            this.job,
+            type,
+            SYSTEM,
+            message=message,
+            payload=payload,
+            attempt_id=this.attempt.id,
+            agent_id=this.agent.id,
         )
     )
 
@@ -71,6 +77,7 @@ async def settle(
         reason=reason,
         message=message,
         attempt={"error_json": jsontext.dumps(error)} if error else None,
+        attempt_id=this.attempt.id,
         **changes,
     )
 

@@ -37,7 +37,9 @@ async def ask(rt: Runtime, this: Run) -> bool:
         idempotency_key=this.key,
         feedback=jsontext.loads(this.attempt.feedback_json),
     )
-    executed = False
+    # An earlier process may have got through to an agent that may be asked twice; to any other
+    # it did not, or the attempt were lost.
+    executed = this.attempt.started_at is not None and this.agent.idempotent
     for tries in count(1):
         await _record_request(rt, this, tries)
         try:
@@ -169,7 +171,7 @@ async def _settle_failure(
     error = attempts.problem(
         failure.fault, str(failure), retryable=failure.transient, may_have_executed=executed
     )
-    never = failure.fault in (AgentFault.UNREACHABLE, AgentFault.TIMEOUT) and not executed
+    never = failure.fault is AgentFault.UNREACHABLE and not executed
     await attempts.settle(
         rt,
         this,

@@ -185,5 +185,6 @@ async def review(rt: Runtime, viewer: Viewer, command: Review) -> Job:
         viewer,
         reason=StatusReason.REVIEW_APPROVED if passed else StatusReason.REVIEW_REJECTED,
         message=command.reason,
+        attempt_id=attempt.id,
         **changes,
     )

@@ -117,6 +117,13 @@ class Engine:
         if self._dsn is None and self._manager is not None:
             await self._manager.queries.enqueue(**messages(jobs), on_conflict="skip")
 
+    async def forget(self) -> None:
+        """Empty the log that the queue keeps of its own; ours is the one that counts."""
+        if self._manager is not None:
+            queries = cast("Queries | InMemoryQueries", self._manager.queries)
+            await queries.clear_queue_log()
+            await queries.clear_statistics_log()
+
     async def _supervise(self, ready: asyncio.Event) -> None:
         """Keep a queue manager at work: its `run` ends when the database goes away."""
         while not self._stopping.is_set():

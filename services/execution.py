@@ -40,6 +40,9 @@ from services.values import JobId, LongText, Version, public_id
 
 logger = structlog.get_logger(__name__)
 
+RESUMPTIONS = 10
+"""How often an attempt is gone on with; restarts are few, a job that kills its process is not."""
+
 
 class ExecuteJob(Keyed):
     """Ask the assigned agent to do the job."""
@@ -89,6 +92,15 @@ async def accept(
     lifecycle.demand(job, Event.EXECUTE, viewer, agent=agent, expected_version=expected_version)
     assert agent is not None  # noqa: S101 - the guard of EXECUTE
     hints = await _feedback(job, feedback) if agent.accepts_feedback else []
+    attempt = Attempt(
+        job_id=job.id,
+        agent_id=agent.id,
+        number=job.attempt_count + 1,
+        state=AttemptState.QUEUED,
+        criteria_version=job.criteria_version,
+        feedback_json=jsontext.dumps(hints),
+        agent_snapshot_json=jsontext.dumps(_snapshot(agent)),
+    )
     await lifecycle.move(
         rt,
         job,
@@ -97,19 +109,10 @@ async def accept(
         agent=agent,
         reason=StatusReason.EXECUTION_REQUESTED,
         phase=JobPhase.QUEUED,
-        attempt_count=job.attempt_count + 1,
+        attempt_count=attempt.number,
+        attempt_id=attempt.id,
     )
-    current().insert(
-        Attempt(
-            job_id=job.id,
-            agent_id=agent.id,
-            number=job.attempt_count,
-            state=AttemptState.QUEUED,
-            criteria_version=job.criteria_version,
-            feedback_json=jsontext.dumps(hints),
-            agent_snapshot_json=jsontext.dumps(_snapshot(agent)),
-        )
-    )
+    current().insert(attempt)
     current().executions.append(job)
     return job
 
@@ -132,7 +135,10 @@ async def _feedback(job: Job, hint: str | None) -> list[str]:
     hints = [hint] if hint else []
     if job.status_reason is StatusReason.REVIEW_REJECTED and job.status_message:
         hints.append(job.status_message)
-    latest = await Verdict.filter(job_id=job.id).order_by("-created_at", "-id").first()
+    previous = await statements.fetch(Attempt, job_id=job.id, number=job.attempt_count)
+    if previous is None or previous.criteria_version != job.criteria_version:
+        return hints
+    latest = await Verdict.filter(attempt_id=previous.id).order_by("-created_at", "-id").first()
     return hints + (judging.reasons(latest) if latest else [])
 
 
@@ -174,6 +180,8 @@ async def run(rt: Runtime, job_id: UUID, number: int) -> None:
     if this is None:
         return
     job, attempt = this.job, this.attempt
+    if job.phase is not JobPhase.QUEUED and not await _may_resume(rt, this):
+        return
     with structlog.contextvars.bound_contextvars(
         job_id=public_id("job", job.id), attempt=attempt.number
     ):
@@ -184,13 +192,32 @@ async def run(rt: Runtime, job_id: UUID, number: int) -> None:
             logger.info("attempt overtaken")
 
 
+async def _may_resume(rt: Runtime, this: Run) -> bool:
+    """Count that the attempt is gone on with; give it up where that was too often."""
+    if this.attempt.resumptions >= RESUMPTIONS:
+        await give_up(rt, this.job.id, this.attempt.number)
+        return False
+    await _count_resumption(rt, this)
+    return True
+
+
+@atomic
+async def _count_resumption(rt: Runtime, this: Run) -> None:
+    this.attempt.resumptions += 1
+    counted = {"resumptions": this.attempt.resumptions}
+    current().update(Attempt, {"id": this.attempt.id}, counted)
+
+
 async def give_up(rt: Runtime, job_id: UUID, number: int) -> None:
     """Settle an attempt that fails for reasons of our own, again and again."""
     this = await _under_way(job_id, number)
     if this is None:
         return
-    message = "Signoff failed to run this attempt; its log has the reason. Execute the job again."
-    error = attempts.problem("WORKER_LOST", message, retryable=True, may_have_executed=True)
     with suppress(*OVERTAKEN):
+        if this.attempt.responded_at is not None:
+            await judging.leave_to_review(rt, this, "Judging failed; the server's log has why.")
+            return
+        message = "Signoff failed to run this attempt; its log has why. Execute the job again."
+        error = attempts.problem("WORKER_LOST", message, retryable=True, may_have_executed=True)
         reason = StatusReason.WORKER_LOST
         await attempts.settle(rt, this, Event.LOSE, reason, message, error=error)

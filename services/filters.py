@@ -137,7 +137,7 @@ class BooleanComparator(Command):
 
 
 class JobFilter(Command):
-    """Every condition given must hold; archived jobs are left out unless asked for."""
+    """Every condition given must hold; lists leave archived jobs out unless asked for them."""
 
     and_: Annotated[list[JobFilter], Field(max_length=50)] | None = None
     or_: Annotated[list[JobFilter], Field(max_length=50)] | None = None
@@ -155,11 +155,16 @@ class JobFilter(Command):
     archived: BooleanComparator | None = None
 
 
+def listed(where: JobFilter | None, viewer: Viewer) -> Q:
+    """What the viewer may see of what they ask for, without what is archived unless they do."""
+    asked = where is not None and where.archived is not None
+    condition = job_condition(where, viewer)
+    return condition if asked else condition & Q(archived_at__isnull=True)
+
+
 def job_condition(where: JobFilter | None, viewer: Viewer) -> Q:
-    """What the viewer may see of what they ask for."""
+    """What the viewer may see of what they ask for, archived or not."""
     parts = [] if viewer.sees_all else [Q(created_by_id=viewer.id)]
-    if where is None or where.archived is None:
-        parts.append(Q(archived_at__isnull=True))
     if where is not None:
         _check(where)
         parts.append(_job(where))
@@ -202,7 +207,7 @@ def _job(where: JobFilter) -> Q:
         *([~_job(where.not_)] if where.not_ else []),
         *_members("id", where.id),
         *_members("status", where.status),
-        *_members("phase", where.phase),
+        *_phases(where.phase),
         *_members("priority", where.priority),
         *_text("name", where.name),
         *_members("created_by_id", where.created_by),
@@ -269,6 +274,12 @@ def _members(column: str, where: Command | None) -> list[Q]:
         for name, operator in OPERATORS.items()
         if (value := getattr(where, name, None)) is not None
     ]
+
+
+def _phases(where: JobPhaseComparator | None) -> list[Q]:
+    """A job that is not in execution has no phase: `not` must find it."""
+    found = _members("phase", where)
+    return [Q(phase__isnull=False), *found] if found else []
 
 
 def _text(column: str, where: StringComparator | None) -> list[Q]:

@@ -126,7 +126,7 @@ async def _create(
     current().insert(job)
     _write_criteria(job, checklist)
     _write_tags(job, command.tags)
-    lifecycle.log_status(job, "CREATE", None, viewer, job.status_message)
+    lifecycle.log_status(job, None, None, viewer, job.status_message)
     return job
 
 
@@ -180,6 +180,7 @@ async def _update(rt: Runtime, viewer: Viewer, job: Job, command: UpdateJob) -> 
         changes |= {
             "acceptance_criteria": checklist.text,
             "criteria_version": job.criteria_version + 1,
+            "status_message": _missing_judge(rt, checklist) or job.status_message,
         }
     await lifecycle.move(
         rt,

@@ -11,6 +11,7 @@ import orjson
 from models import (
     CompletionMode,
     CriterionKind,
+    Job,
     JobLogType,
     JobPhase,
     StatusReason,
@@ -28,7 +29,7 @@ from services.judges.languages import NotEvaluated
 from services.lifecycle import Event
 from services.runtime import Runtime
 from services.transactions import atomic, current
-from services.values import public_id
+from services.values import public_id, storable
 
 
 @dataclass(slots=True)
@@ -42,6 +43,10 @@ class Judgement:
     output_tokens: int = 0
     latency_ms: int = 0
 
+    @property
+    def listed(self) -> list[dict[str, Any]]:
+        return [result.to_json() for result in self.results]
+
 
 async def judge(rt: Runtime, this: Run) -> None:
     """Settle the job by its recorded response, or leave it to a reviewer.
@@ -54,7 +59,7 @@ async def judge(rt: Runtime, this: Run) -> None:
             rt.sandbox, this.agent.output_schema_json, output
         )
     except NotEvaluated as error:
-        await _leave_to_review(rt, this, f"The outputSchema could not be checked: {error}")
+        await leave_to_review(rt, this, f"The outputSchema could not be checked: {error}")
         return
     if mismatch:
         where = mismatch.pointer or "the top"
@@ -77,11 +82,16 @@ async def judge(rt: Runtime, this: Run) -> None:
         latency_ms=this.attempt.latency_ms or 0,
     )
     judgement = await _judgement(rt, this, checklist, subject)
-    await _apply(rt, this, judgement, decide(checklist, judgement.results))
+    try:
+        await _apply(rt, this, judgement, decide(checklist, judgement.results))
+    except attempts.OVERTAKEN:
+        await _log_late(rt, this, judgement)
+        raise
 
 
 @atomic
-async def _leave_to_review(rt: Runtime, this: Run, why: str) -> None:
+async def leave_to_review(rt: Runtime, this: Run, why: str) -> None:
+    """Keep the response; a person decides. Raises one of `OVERTAKEN`."""
     attempts.tell(this, JobLogType.VALIDATOR_RESPONSE, why, None)
     await _await_review(rt, this, why)
 
@@ -94,7 +104,7 @@ async def _await_review(rt: Runtime, this: Run, why: str) -> None:
         JobPhase.AWAITING_REVIEW,
         attempt={},
         status_reason=StatusReason.VALIDATOR_ERROR,
-        status_message=why,
+        status_message=storable(why),
     )
 
 
@@ -170,21 +180,14 @@ async def _apply(
     decision: Decision,
 ) -> None:
     """Write the verdict and settle the job by it."""
-    results = [result.to_json() for result in judgement.results]
     if judgement.judge["kind"] == "checks":
         asked = {"kind": "checks", "criteria": orjson.Fragment(this.criteria.items_json)}
         attempts.tell(this, JobLogType.VALIDATOR_REQUEST, "Running the checks.", asked)
     attempts.tell(
         this,
         JobLogType.VALIDATOR_RESPONSE,
-        f"Judged {len(results)} criteria.",
-        {
-            "results": results,
-            "response": judgement.response,
-            "inputTokens": judgement.input_tokens,
-            "outputTokens": judgement.output_tokens,
-            "latencyMs": judgement.latency_ms,
-        },
+        f"Judged {len(judgement.results)} criteria.",
+        _told(judgement),
     )
     verdict = Verdict(
         job_id=this.job.id,
@@ -193,7 +196,7 @@ async def _apply(
         outcome=decision.outcome,
         score=decision.score,
         summary=decision.summary,
-        results_json=jsontext.dumps(results),
+        results_json=jsontext.dumps(judgement.listed),
         judge_json=jsontext.dumps(judgement.judge),
         input_tokens=judgement.input_tokens,
         output_tokens=judgement.output_tokens,
@@ -208,6 +211,24 @@ async def _apply(
     }
     attempts.tell(this, JobLogType.VERDICT, decision.summary, told)
     await _settle(rt, this, decision)
+
+
+def _told(judgement: Judgement) -> dict[str, Any]:
+    return {
+        "results": judgement.listed,
+        "response": judgement.response,
+        "inputTokens": judgement.input_tokens,
+        "outputTokens": judgement.output_tokens,
+        "latencyMs": judgement.latency_ms,
+    }
+
+
+@atomic
+async def _log_late(rt: Runtime, this: Run, judgement: Judgement) -> None:
+    this.job = await Job.get(id=this.job.id)
+    message = "Judged after the attempt had ended; not applied."
+    told = _told(judgement) | {"late": True}
+    attempts.tell(this, JobLogType.VALIDATOR_RESPONSE, message, told)
 
 
 async def _settle(rt: Runtime, this: Run, decision: Decision) -> None:

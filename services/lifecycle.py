@@ -39,7 +39,7 @@ from services.errors import (
 )
 from services.runtime import Runtime
 from services.transactions import atomic, current
-from services.values import public_id
+from services.values import public_id, storable
 
 
 class Event(StrEnum):
@@ -300,11 +300,13 @@ async def move(
     agent: Agent | None = None,
     expected_version: int | None = None,
     attempt: Mapping[str, Any] | None = None,
+    attempt_id: UUID | None = None,
     **changes: Any,
 ) -> Job:
     """Move `job`, which is updated in place, and log it.
 
-    `changes` are further columns of the job, `attempt` columns of its current attempt.
+    `changes` are further columns of the job, `attempt` columns of its current attempt, and
+    `attempt_id` is the one that the entry belongs to.
     Raises what `demand` raises; when somebody else was first, at the transaction's end.
     """
     demand(job, event, by, agent=agent, expected_version=expected_version)
@@ -315,10 +317,12 @@ async def move(
     if rule.logged_as is JobLogType.STATUS_CHANGE:
         changes |= {
             "status_reason": reason,
-            "status_message": message,
+            "status_message": None if message is None else storable(message),
             "status_changed_at": now,
             "phase": changes.get("phase") if target is IN_EXECUTION else None,
         }
+    if source in (COMPLETED, CANCELLED) and target is not source:
+        changes["archived_at"] = None  # what is worked on again belongs into lists
     changes["version"] = job.version + 1
     current().swap(
         Job,
@@ -334,22 +338,23 @@ async def move(
     for name, value in changes.items():
         setattr(job, name, value)
     if rule.logged_as:
-        log_status(job, event.value, source, by, message, type=rule.logged_as)
+        log_status(job, event, source, by, message, type=rule.logged_as, attempt_id=attempt_id)
     return job
 
 
 def log_status(
     job: Job,
-    event: str,
+    event: Event | None,
     source: JobStatus | None,
     by: Actor | Viewer,
     message: str | None,
     *,
     type: JobLogType = JobLogType.STATUS_CHANGE,
+    attempt_id: UUID | None = None,
 ) -> None:
-    """The entry of a move: enough to rebuild the row's state from the log."""
+    """The entry of a move; `event` None is the making of the job."""
     told = {
-        "event": event,
+        "event": event or "CREATE",
         "from": source,
         "to": job.status,
         "reason": job.status_reason,
@@ -357,7 +362,8 @@ def log_status(
         "attempt": job.attempt_count,
         "agentId": public_id("agent", job.agent_id) if job.agent_id else None,
     }
-    log.append(log.entry(job, type, by, message=message, payload=told))
+    entry = log.entry(job, type, by, message=message, payload=told, attempt_id=attempt_id)
+    log.append(entry)
 
 
 async def _refuse_late(

@@ -9,6 +9,7 @@ from uuid import UUID
 from models import Job, JobLogType, jsontext
 from services.actors import Actor, Viewer
 from services.transactions import Entry, current
+from services.values import storable
 
 MAX_PAYLOAD_BYTES = 65_536
 
@@ -26,8 +27,9 @@ def entry(
     message: str | None = None,
     payload: Any = None,
     attempt_id: UUID | None = None,
+    agent_id: UUID | None = None,
 ) -> Entry:
-    """One entry, not written yet.
+    """One entry, not written yet; `agent_id` where it is not the job's agent.
 
     A payload over 64 KiB of JSON is cut to its beginning and says so.
     """
@@ -36,11 +38,11 @@ def entry(
         "job_id": job.id,
         "type": type,
         "status": job.status,
-        "message": message,
+        "message": None if message is None else storable(message),
         "payload_json": payload_json,
         "payload_truncated": truncated,
         "attempt_id": attempt_id,
-        "agent_id": job.agent_id,
+        "agent_id": agent_id or job.agent_id,
         "actor_kind": by.kind,
         "actor_id": by.id,
         "actor_name": by.name,

@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -23,36 +23,36 @@ DEFAULT_SIZE = 20
 MAX_SIZE = 100
 
 
-def _integer(value: Any) -> int:
+def int32(value: Any) -> int:
+    """A number of an integer column; each of these raises `ValueError` or `TypeError`."""
+    if type(value) is not int or not -(2**31) <= value < 2**31:
+        raise ValueError
+    return value
+
+
+def int64(value: Any) -> int:
     if type(value) is not int or not -(2**63) <= value < 2**63:
         raise ValueError
     return value
 
 
-def _instant(value: Any) -> datetime:
+def instant(value: Any) -> datetime:
     found = datetime.fromisoformat(value)
     if found.tzinfo is None:
         raise ValueError
-    return found
-
-
-KINDS: dict[type, Callable[[Any], Any]] = {
-    int: _integer,
-    datetime: _instant,
-    UUID: UUID,
-}
+    return found.astimezone(UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Sort:
-    """One column of an order: its attribute, its Python type, its direction."""
+    """One column of an order: its attribute, what reads a value of it, its direction."""
 
     column: str
-    type: type
+    read: Callable[[Any], Any]
     descending: bool = False
 
     def turned(self) -> Sort:
-        return Sort(self.column, self.type, not self.descending)
+        return Sort(self.column, self.read, not self.descending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +165,8 @@ def _decode(text: str, sorts: Sequence[Sort], name: str) -> list[Any]:
         order, values = orjson.loads(raw)
         if order != _order(sorts):
             raise InvalidInput.at(name, message="is a cursor of another order of this list")
-        return [KINDS[s.type](value) for s, value in zip(sorts, values, strict=True)]
-    except (binascii.Error, ValueError, TypeError, AttributeError):
+        return [sort.read(value) for sort, value in zip(sorts, values, strict=True)]
+    except (binascii.Error, ValueError, TypeError, AttributeError, OverflowError):
         raise InvalidInput.at(name, message="is not a cursor of this list") from None
 
 

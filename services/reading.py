@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
 from tortoise.expressions import Q, Subquery
 from tortoise.functions import Max
 
-from models import Agent, Attempt, CriteriaSet, Job, JobLog, JobLogType, Verdict
+from models import Agent, Attempt, CriteriaSet, Job, JobLog, JobLogType, JobPriority, Verdict
 from services.actors import Viewer
-from services.filters import AgentFilter, JobFilter, agent_condition, job_condition
-from services.paging import Page, Sort, Window, fetch
+from services.filters import AgentFilter, JobFilter, agent_condition, job_condition, listed
+from services.paging import Page, Sort, Window, fetch, instant, int32, int64
 from services.values import Command
 
 BY_ID = Sort("id", UUID, descending=True)
-NEWEST = (Sort("created_at", datetime, descending=True), BY_ID)
-BY_SEQ = (Sort("seq", int),)
+NEWEST = (Sort("created_at", instant, descending=True), BY_ID)
+BY_SEQ = (Sort("seq", int64),)
 
 
 class OrderDirection(StrEnum):
@@ -33,9 +32,9 @@ class JobOrderField(StrEnum):
 
 
 COLUMNS = {
-    JobOrderField.CREATED_AT: ("created_at", datetime),
-    JobOrderField.UPDATED_AT: ("updated_at", datetime),
-    JobOrderField.PRIORITY: ("priority", int),
+    JobOrderField.CREATED_AT: ("created_at", instant),
+    JobOrderField.UPDATED_AT: ("updated_at", instant),
+    JobOrderField.PRIORITY: ("priority", JobPriority),
 }
 
 
@@ -54,7 +53,7 @@ def _sorts(order: Sequence[JobOrder]) -> tuple[Sort, ...]:
 async def jobs(
     viewer: Viewer, where: JobFilter | None, order: Sequence[JobOrder], window: Window
 ) -> Page[Job]:
-    return await fetch(Job.filter(job_condition(where, viewer)), _sorts(order), window)
+    return await fetch(Job.filter(listed(where, viewer)), _sorts(order), window)
 
 
 async def agents(where: AgentFilter | None, window: Window) -> Page[Agent]:
@@ -64,7 +63,7 @@ async def agents(where: AgentFilter | None, window: Window) -> Page[Agent]:
 async def jobs_of_agent(
     viewer: Viewer, agent_id: UUID, where: JobFilter | None, window: Window
 ) -> Page[Job]:
-    condition = job_condition(where, viewer)
+    condition = listed(where, viewer)
     return await fetch(Job.filter(condition, agent_id=agent_id), NEWEST, window)
 
 
@@ -82,9 +81,14 @@ async def logs(
     types: Sequence[JobLogType] | None,
     after: int | None,
     first: int,
+    until: int,
 ) -> Page[JobLog]:
-    """Oldest first, over all jobs that the viewer sees and asks for."""
-    query = JobLog.all()
+    """Oldest first, over all jobs that the viewer sees and asks for.
+
+    `until` is the position up to which the log is complete: a reader who goes on after the
+    last entry of a page must not have passed one that was still to come.
+    """
+    query = JobLog.filter(seq__lte=until)
     if where is not None or not viewer.sees_all:
         matching = Job.filter(job_condition(where, viewer)).values("id")
         query = query.filter(job_id__in=Subquery(matching))
@@ -97,7 +101,7 @@ async def logs(
 
 async def attempts_of_job(job_id: UUID, window: Window) -> Page[Attempt]:
     """Oldest first."""
-    return await fetch(Attempt.filter(job_id=job_id), (Sort("number", int),), window)
+    return await fetch(Attempt.filter(job_id=job_id), (Sort("number", int32),), window)
 
 
 async def attempt_numbers(keys: Sequence[tuple[UUID, int]]) -> list[Attempt | None]:

@@ -56,6 +56,11 @@ def _storable(text: str) -> str:
     return text
 
 
+def storable(text: str) -> str:
+    """Text from outside as a database can keep it: Postgres has no U+0000."""
+    return text.replace("\0", "\ufffd")
+
+
 STORABLE = AfterValidator(_storable)
 Text = Annotated[str, STORABLE]
 Name = Annotated[str, Field(min_length=1, max_length=200), STORABLE]

@@ -12,6 +12,8 @@ from services.actors import LOCAL_ADMIN, Viewer
 from services.errors import Unauthenticated
 
 BEARER = "bearer "
+PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "Via")
+"""A proxy on this machine may stand for the whole world."""
 KEYLESS_SECONDS = 0.5
 """How soon the first key, made by another process, closes the door."""
 
@@ -28,18 +30,22 @@ class Gate:
         self._keys_made = False
         self._looked_at = -KEYLESS_SECONDS
 
-    async def viewer(self, authorization: str | None, host: str) -> Viewer:
-        """Raises `Unauthenticated`, which says what is missing."""
+    async def viewer(self, authorization: str | None, headers: Mapping[str, str]) -> Viewer:
+        """The caller of a request with these headers.
+
+        Raises `Unauthenticated`, which says what is missing.
+        """
         if authorization is not None:
             if not authorization.lower().startswith(BEARER):
                 raise Unauthenticated("Send the API key as “Authorization: Bearer signoff_…”.")
             return await keys.viewer_of(authorization[len(BEARER) :].strip())
         if await self._locked():
             raise Unauthenticated("Send an API key as “Authorization: Bearer signoff_…”.")
-        if self._local and is_loopback(host):
+        proxied = any(name in headers for name in PROXY_HEADERS)
+        if self._local and not proxied and is_loopback(headers.get("Host", "")):
             return LOCAL_ADMIN
         raise Unauthenticated(
-            "Without a key this server answers only to localhost; "
+            "Without a key this server answers only to localhost, and to no proxy; "
             "make a key with “signoff keys create”."
         )
 
@@ -57,7 +63,10 @@ def is_loopback(host: str) -> bool:
 
     A page whose own name was made to resolve to 127.0.0.1 still sends its name.
     """
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
@@ -72,4 +81,7 @@ def same_origin(headers: Mapping[str, str]) -> bool:
     if site is not None and site not in ("same-origin", "none"):
         return False
     origin = headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("Host")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("Host")
+    except ValueError:
+        return False

@@ -86,9 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     revoke.set_defaults(run=_revoke_key)
     shown = command("demo", _demo, "drive two jobs through a running server and show each step")
     shown.add_argument("--url", default=demo.DEFAULT_URL, help="the running server")
-    shown.add_argument(
-        "--key", help="an API key of MEMBER or ADMIN, if the server has keys"
-    )
+    shown.add_argument("--key", help="an API key of MEMBER or ADMIN, if the server has keys")
     schema = command("schema", _schema, "print the GraphQL schema")
     schema.add_argument("--check", action="store_true", help="compare it with schema.graphql")
     return parser
@@ -98,7 +96,9 @@ Command = argparse.ArgumentParser
 
 
 def _serve(given: argparse.Namespace) -> None:
-    changes = {name: getattr(given, name) for name in ("host", "port") if getattr(given, name)}
+    changes = {
+        name: getattr(given, name) for name in ("host", "port") if getattr(given, name) is not None
+    }
     settings = Settings(**changes)
     logs.configure(settings.log_level)
     uvloop.run(_serving(settings))
@@ -150,7 +150,8 @@ async def _announce(settings: Settings, app: web.Application, port: int) -> None
     base = f"http://{_reachable(settings.host)}:{port}"
     rt = app[RUNTIME]
     agent = None
-    if settings.sample_agent and settings.on_sqlite and is_loopback(settings.host):
+    trial = settings.on_sqlite and is_loopback(settings.host)
+    if settings.sample_agent and trial and allows_private_agents(settings):
         agent = await sample.register(rt, base)
     lines = [
         f"Signoff {version('signoff')} is ready.",

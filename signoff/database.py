@@ -6,9 +6,10 @@ import asyncio
 import fcntl
 import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import asyncpg
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
@@ -34,6 +35,10 @@ def is_sqlite(url: str) -> bool:
     return url.startswith("sqlite:")
 
 
+def _file(url: str) -> Path:
+    return Path(url.removeprefix("sqlite://"))
+
+
 def config(url: str, *, foreign_keys: bool = True) -> dict[str, Any]:
     """Tortoise's configuration; raises `DatabaseUnavailable` for a URL of no known kind."""
     return {
@@ -51,7 +56,11 @@ def config(url: str, *, foreign_keys: bool = True) -> dict[str, Any]:
 
 
 def _connection(url: str, *, foreign_keys: bool) -> dict[str, Any]:
-    if is_sqlite(url):
+    if url.startswith("sqlite://"):
+        if not _file(url).name or str(_file(url)) == ":memory:":
+            raise DatabaseUnavailable(
+                "SIGNOFF_DATABASE_URL must name a file, for example sqlite://signoff.db"
+            )
         return {
             "engine": "signoff.sqlite",
             "credentials": {
@@ -70,8 +79,12 @@ def _connection(url: str, *, foreign_keys: bool) -> dict[str, Any]:
         )
     try:
         expanded = cast("dict[str, Any]", config_generator.expand_db_url(url))
-    except (BaseORMException, ValueError) as error:
-        raise DatabaseUnavailable(f"SIGNOFF_DATABASE_URL is not a URL: {error}") from None
+        urlsplit(url).port  # noqa: B018 - raises ValueError
+    except (BaseORMException, ValueError):
+        raise DatabaseUnavailable(
+            "SIGNOFF_DATABASE_URL is not a URL of Postgres; it looks like "
+            "postgres://USER:PASSWORD@HOST:PORT/NAME, with special characters as in %40 for @"
+        ) from None
     expanded["engine"] = "signoff.postgres"
     expanded["credentials"] |= {
         "minsize": 2,
@@ -100,8 +113,30 @@ async def connected(url: str) -> AsyncGenerator[None]:
         await context.close_connections()
 
 
+@contextmanager
+def only_worker(url: str) -> Generator[None]:
+    """On SQLite one process runs the executions: another would take them for left behind."""
+    if not is_sqlite(url):
+        yield
+        return
+    path = Path(url.removeprefix("sqlite://"))
+    with _said(url):
+        lock = path.with_name(path.name + ".worker").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatabaseUnavailable(
+                f"another `signoff serve` works on {path}; stop it first, "
+                "or use Postgres for several processes"
+            ) from None
+        yield
+
+
 async def migrate(url: str) -> None:
     """Bring the database up to date; two processes at once take turns."""
+    config(url)
+    config(url)  # says what is wrong with the URL
     with _said(url):
         if is_sqlite(url):
             await _migrate_sqlite(url)
@@ -114,9 +149,10 @@ async def _migrate_sqlite(url: str) -> None:
 
     A rebuild loses the table's indexes too, so they are made again.
     """
-    path = Path(url.removeprefix("sqlite://"))
+    path = _file(url)
     with path.with_name(path.name + ".lock").open("w") as lock:
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        await asyncio.to_thread(_probe, path)
         try:
             await apply_migrations(config=config(url, foreign_keys=False))
             for model in _tables():
@@ -124,6 +160,12 @@ async def _migrate_sqlite(url: str) -> None:
                     await connections.get("default").execute_script(statement)
         finally:
             await Tortoise.close_connections()
+
+
+def _probe(path: Path) -> None:
+    """Raise what is wrong with the file: Tortoise would wait for ever."""
+    with closing(sqlite3.connect(path, timeout=5)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
 
 
 async def _migrate_postgres(url: str) -> None:
@@ -159,14 +201,31 @@ def index_statements(model: type[Model]) -> list[str]:
     ]
 
 
+UNUSABLE = (
+    sqlite3.Error,
+    BaseORMException,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    OSError,
+    TimeoutError,
+)
+
+
+def _place(url: str) -> str:
+    """Where the server is, and nothing of its password."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.hostname or 'localhost'}{port}{parts.path}"
+
+
 @contextmanager
 def _said(url: str) -> Generator[None]:
     """Say what is wrong with the database in one line, without the password."""
     try:
         yield
-    except (sqlite3.Error, BaseORMException, asyncpg.PostgresError, OSError, TimeoutError) as error:
+    except UNUSABLE as error:
         kind = "SQLite file" if is_sqlite(url) else "Postgres server"
-        where = url.removeprefix("sqlite://") if is_sqlite(url) else url.rpartition("@")[2]
+        where = _file(url) if is_sqlite(url) else _place(url)
         raise DatabaseUnavailable(
             f"the {kind} {where} cannot be used: {error or type(error).__name__}; "
             "check SIGNOFF_DATABASE_URL"

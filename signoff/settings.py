@@ -14,7 +14,9 @@ DEFAULT_DATABASE = "sqlite://signoff.db"
 class Settings(BaseSettings):
     """Environment variables `SIGNOFF_…`; the README's table is made of these descriptions."""
 
-    model_config = SettingsConfigDict(env_prefix="SIGNOFF_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SIGNOFF_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     database_url: str = Field(
         default=DEFAULT_DATABASE,

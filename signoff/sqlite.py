@@ -55,10 +55,10 @@ def _run(connection: sqlite3.Connection, statements: Sequence[Statement]) -> lis
     connection.execute("BEGIN IMMEDIATE")
     try:
         results = [_one(connection, index, each) for index, each in enumerate(statements)]
+        connection.commit()
     except BaseException:
         connection.rollback()
         raise
-    connection.commit()
     return results
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn, cast
@@ -37,8 +38,7 @@ LONG_NUMBER = re.compile(r"\d{19}")
 class SocketContext(Context):
     """A WebSocket's: the caller may introduce themselves after connecting."""
 
-    authorization: str | None
-    host: str
+    headers: Mapping[str, str]
     connection_params: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -67,18 +67,18 @@ class View(GraphQLView[Context, None]):
     async def get_context(
         self, request: web.Request, response: web.Response | web.WebSocketResponse
     ) -> Context:
-        authorization = request.headers.get("Authorization")
         if isinstance(response, web.WebSocketResponse):
-            return SocketContext(self._rt, NOBODY, authorization, request.host)
-        return Context(self._rt, await self._gate.viewer(authorization, request.host))
+            return SocketContext(self._rt, NOBODY, request.headers)
+        authorization = request.headers.get("Authorization")
+        return Context(self._rt, await self._gate.viewer(authorization, request.headers))
 
     async def on_ws_connect(self, context: Context) -> UnsetType | dict[str, object] | None:
         """A key comes in the payload of `connection_init`, or in the handshake's header."""
         socket = cast("SocketContext", context)
         params = {name.lower(): value for name, value in socket.connection_params.items()}
-        given = params.get("authorization", socket.authorization)
+        given = params.get("authorization", socket.headers.get("Authorization"))
         try:
-            viewer = await self._gate.viewer(None if given is None else str(given), socket.host)
+            viewer = await self._gate.viewer(None if given is None else str(given), socket.headers)
         except Unauthenticated as error:
             raise ConnectionRejectionError from error
         context.enter(viewer)

@@ -26,7 +26,7 @@ logger = structlog.get_logger(__name__)
 
 POLL_SECONDS = 0.5
 """How late another process's log entries are seen."""
-FORGET_SECONDS = 3600
+SWEEP_SECONDS = 600
 
 
 class BadSettings(Exception):
@@ -41,8 +41,10 @@ async def runtime(
 
     `work` False runs no executions here.
     """
-    await database.migrate(settings.database_url)
     async with AsyncExitStack() as stack:
+        if work:
+            stack.enter_context(database.only_worker(settings.database_url))
+        await database.migrate(settings.database_url)
         vault = Vault(secret_key(settings))
         await stack.enter_async_context(database.connected(settings.database_url))
         rt = Runtime(
@@ -77,7 +79,7 @@ async def runtime(
         if work:
             await rt.engine.start(partial(execution.run, rt), partial(execution.give_up, rt))
             stack.push_async_callback(rt.engine.stop, settings.shutdown_seconds)
-        sweeper = asyncio.create_task(_sweep())
+        sweeper = asyncio.create_task(_sweep(rt))
         stack.callback(sweeper.cancel)
         yield rt
 
@@ -99,14 +101,15 @@ def _judge(settings: Settings) -> OpenAIJudge | None:
     )
 
 
-async def _sweep() -> None:
-    """Forget answered mutations that are too old to be repeated."""
+async def _sweep(rt: Runtime) -> None:
+    """Forget answered mutations too old to be repeated, and what the queue notes for itself."""
     while True:
         try:
             await idempotency.forget()
+            await rt.engine.forget()
         except Exception:
-            logger.exception("forgetting old idempotency keys failed; trying again later")
-        await asyncio.sleep(FORGET_SECONDS)
+            logger.exception("sweeping failed; trying again later")
+        await asyncio.sleep(SWEEP_SECONDS)
 
 
 def secret_key(settings: Settings) -> str:

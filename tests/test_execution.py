@@ -1024,7 +1024,7 @@ async def test_judge_that_cannot_tell_leaves_it_to_a_person(judged: Judged) -> N
     assert (await Verdict.get(job_id=job.id)).outcome is VerdictOutcome.INCONCLUSIVE
 
 
-async def test_verdict_after_a_cancel_is_not_applied(judged: Judged) -> None:
+async def test_verdict_after_a_cancel_is_logged_and_not_applied(judged: Judged) -> None:
     judging, go_on = asyncio.Event(), asyncio.Event()
 
     async def waits(
@@ -1044,8 +1044,13 @@ async def test_verdict_after_a_cancel_is_not_applied(judged: Judged) -> None:
         before = await snapshot(job)
         go_on.set()
         await judged.rt.engine.stop(10)
-    assert (await snapshot(job))["job"] == before["job"]
+    after = await snapshot(job)
+    assert (after["job"], after["attempts"]) == (before["job"], before["attempts"])
     assert await Verdict.all().count() == 0
+    (late,) = await told(job, JobLogType.VALIDATOR_RESPONSE)
+    assert late["late"] is True
+    assert [each["outcome"] for each in late["results"]] == ["PASS"]
+    assert (late["inputTokens"], late["outputTokens"]) == (11, 5)
 
 
 # Secrets

@@ -212,6 +212,7 @@ class Migration(migrations.Migration):
                 ("agent_snapshot_json", fields.TextField(unique=False)),
                 ("feedback_json", fields.TextField(default="[]", unique=False)),
                 ("criteria_version", fields.IntField()),
+                ("resumptions", fields.IntField(default=0)),
                 ("request_json", fields.TextField(null=True, unique=False)),
                 ("response_json", fields.TextField(null=True, unique=False)),
                 ("http_status", fields.IntField(null=True)),

@@ -17,6 +17,8 @@ from services.agent_http.messages import AgentRequest
 MAX_DEPTH = 254
 EXCERPT_BYTES = 16_384
 EXCERPT_SECONDS = 2.0
+MIN_SECRET_CHARACTERS = 8
+"""A shorter one is not taken out of an answer: it would be found in innocent text."""
 
 
 async def check_status(
@@ -90,6 +92,14 @@ async def _beginning(response: aiohttp.ClientResponse, limit: asyncio.Timeout) -
     except (aiohttp.ClientError, OSError):
         pass
     return bytes(body)
+
+
+def without_secrets(body: bytes, request: AgentRequest) -> bytes:
+    """The answer, without our secrets in it: an agent may echo what it was sent."""
+    for secret in _secrets(request):
+        if len(secret) >= MIN_SECRET_CHARACTERS:
+            body = body.replace(orjson.dumps(secret)[1:-1], b"[secret]")
+    return body
 
 
 def _excerpt(body: bytes, request: AgentRequest) -> str | None:

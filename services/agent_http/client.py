@@ -96,6 +96,7 @@ class AgentClient:
         ) as response:
             await answers.check_status(response, request, limit)
             body = await answers.read(response, cap=self._max_response_bytes)
+            body = answers.without_secrets(body, request)
             value = answers.decode(body, response.status, request)
         latency_ms = round((time.monotonic() - started) * 1000)
         return AgentReply(response.status, body, value, latency_ms)

@@ -25,6 +25,7 @@ logger = structlog.get_logger(__name__)
 PAGE = 500
 BACKLOG = 10_000
 """Entries that a listener may be behind before it is told to come back."""
+COMPLETE_SECONDS = 2.0
 IDLE_SECONDS = 1.0
 """How far the tailer lets itself fall behind while nobody listens."""
 
@@ -147,6 +148,18 @@ class Events:
                 row = await queue.get()
                 if row.seq > position and row.seq not in seen:
                     yield row
+
+    async def complete_until(self) -> int:
+        """The position up to which nothing is still to come, all that is seen now included.
+
+        A writer that stays open holds it back, for two seconds at most.
+        """
+        with self._queue(), suppress(TimeoutError):
+            newest = await self._horizon.newest()
+            async with asyncio.timeout(COMPLETE_SECONDS):
+                while self._position < newest:  # noqa: ASYNC110 - a few rounds of the tailer
+                    await asyncio.sleep(0.005)
+        return self._position
 
     async def until(self, found: Callable[[], Awaitable[T | None]], seconds: float) -> T | None:
         """What `found` finds, asked now and after each new entry; None after `seconds`."""

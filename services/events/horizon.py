@@ -24,6 +24,10 @@ class Horizon(Protocol):
         """The position from which on nothing can be missed."""
         ...
 
+    async def newest(self) -> int:
+        """The newest position that can be seen."""
+        ...
+
     async def safe(self, position: int, found: Sequence[int]) -> tuple[int, bool]:
         """How many of the positions found may be handed on, and whether to look again soon."""
         ...
@@ -35,6 +39,9 @@ class InOrder:
     pause_seconds = 0.0
 
     async def start(self) -> int:
+        return await self.newest()
+
+    async def newest(self) -> int:
         last = await JobLog.all().order_by("-seq").first()
         return last.seq if last else 0
 
@@ -42,7 +49,7 @@ class InOrder:
         return len(found), False
 
 
-class Gapless:
+class Gapless(InOrder):
     """Postgres: what has no gap is complete, since positions are handed out one by one.
 
     A gap is a transaction that is open or was rolled back. Whoever takes a position holds
@@ -61,7 +68,7 @@ class Gapless:
 
     async def start(self) -> int:
         suspects = await _writers()
-        position = await InOrder().start()
+        position = await self.newest()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.start_seconds):
                 while suspects & await _writers():  # noqa: ASYNC110 - nobody tells us

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from models import VerdictOutcome
 from services.criteria import Checklist, Criterion
 from services.judges.base import CriterionResult
+from services.values import storable
 
 PASS, FAIL = VerdictOutcome.PASS, VerdictOutcome.FAIL
 INCONCLUSIVE, ERROR = VerdictOutcome.INCONCLUSIVE, VerdictOutcome.ERROR
@@ -100,4 +101,4 @@ def _line(item: Criterion, result: CriterionResult) -> str:
     reason = result.reason if len(result.reason) <= REASON else f"{result.reason[:REASON]}…"
     text = item.text if len(item.text) <= REASON else f"{item.text[:REASON]}…"
     line = f"{result.outcome} {item.key} “{text}”{optional}: {reason}"
-    return line.replace("\0", "�")
+    return storable(line)

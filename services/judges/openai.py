@@ -38,6 +38,7 @@ from services.judges.openai_answers import (
     ResponsesBody,
     Usage,
 )
+from services.values import storable
 
 if TYPE_CHECKING:
     import openai
@@ -389,7 +390,7 @@ def _first(error: ValidationError) -> str:
 
 def _line(text: str) -> str:
     """Text that can be stored: no NUL, no end."""
-    return text.replace("\0", "�")[:MAX_REASON]
+    return storable(text)[:MAX_REASON]
 
 
 def _sentence(text: str) -> str:
