@@ -119,9 +119,11 @@ def only_worker(url: str) -> Generator[None]:
     if not is_sqlite(url):
         yield
         return
-    path = Path(url.removeprefix("sqlite://"))
+    config(url)  # says what is wrong with the URL
+    path = _file(url)
     with _said(url):
-        lock = path.with_name(path.name + ".worker").open("w")
+        real = path.resolve()
+        lock = real.with_name(real.name + ".worker").open("w")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,7 +137,6 @@ def only_worker(url: str) -> Generator[None]:
 
 async def migrate(url: str) -> None:
     """Bring the database up to date; two processes at once take turns."""
-    config(url)
     config(url)  # says what is wrong with the URL
     with _said(url):
         if is_sqlite(url):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from models import Role
-from signoff.app import VIEW, create_app
+from signoff.app import RUNTIME, VIEW, create_app
 from tests.support.graphql import (
     Json,
     agent,
@@ -46,6 +47,11 @@ async def subscribed(socket: Socket, client: Client, **variables: Any) -> str:
     """A subscription that tells of a job made just before, first of all."""
     first = await new_job(client, name="opening")
     return await socket.subscribe(CHANGES, after=await before(client, first), **variables)
+
+
+def listeners(client: Client) -> int:
+    """How many subscriptions wait for entries."""
+    return len(client.app[RUNTIME].events._listeners)  # pyright: ignore[reportPrivateUsage]
 
 
 async def before(client: Client, job: Json) -> str:
@@ -87,7 +93,7 @@ async def test_without_a_position_only_what_is_new_is_told(client: Client) -> No
     await new_job(client, name="old")
     async with connected(client) as socket:
         id = await socket.subscribe(CHANGES)
-        await holds(lambda: bool(client.app[VIEW]._rt.events._listeners))
+        await holds(lambda: listeners(client) == 1)
         await new_job(client, name="new")
         assert told(await socket.next(id)) == ("new", None, "PENDING")
 
@@ -240,7 +246,7 @@ async def test_who_does_not_introduce_themselves_is_closed_with_4408(
 ) -> None:
     app = create_app(settings_for(database_url, tmp_path))
 
-    async def hurry(app: web.Application) -> Any:
+    async def hurry(app: web.Application) -> AsyncIterator[None]:
         app[VIEW].connection_init_wait_timeout = timedelta(seconds=0.05)
         yield
 
@@ -329,6 +335,5 @@ async def test_clients_that_hang_up_leave_nothing_behind(client: Client, transpo
         else:
             async with streaming(client, CHANGES, after=START) as stream:
                 assert isinstance(stream, Stream)
-    events = client.app[VIEW]._rt.events
     await new_job(client, name="still here")
-    await holds(lambda: not events._listeners)
+    await holds(lambda: listeners(client) == 0)

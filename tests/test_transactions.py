@@ -144,7 +144,7 @@ async def test_execution_is_queued_only_after_its_commit(rt: Runtime) -> None:
 
 async def committing(rt: Runtime, task: asyncio.Task[Any]) -> None:
     """Return while the task's transaction is under way."""
-    while not rt.transactions and not task.done():  # noqa: ASYNC110
+    while not rt.transactions and not task.done():
         await asyncio.sleep(0)
     assert rt.transactions
 

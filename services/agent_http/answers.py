@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import aiohttp
@@ -99,7 +100,22 @@ def without_secrets(body: bytes, request: AgentRequest) -> bytes:
     for secret in _secrets(request):
         if len(secret) >= MIN_SECRET_CHARACTERS:
             body = body.replace(orjson.dumps(secret)[1:-1], b"[secret]")
+            if b"\\u" in body or b"\\/" in body:
+                body = re.sub(_as_json(secret), b"[secret]", body)
     return body
+
+
+def _as_json(text: str) -> bytes:
+    """A pattern of all that JSON may be for `text`: a slash is escaped by PHP."""
+    return b"".join(b"(?:%s)" % b"|".join(_spellings(character)) for character in text)
+
+
+def _spellings(character: str) -> list[bytes]:
+    plain = re.escape(orjson.dumps(character)[1:-1])
+    units = character.encode("utf-16-be").hex()
+    escaped = "".join(rf"\\u{units[n : n + 4]}" for n in range(0, len(units), 4))
+    in_any_case = b"(?i:%s)" % escaped.encode()
+    return [plain, in_any_case, rb"\\/"] if character == "/" else [plain, in_any_case]
 
 
 def _excerpt(body: bytes, request: AgentRequest) -> str | None:

@@ -65,13 +65,13 @@ async def post(
     return await client.post("/graphql", data=BytesIO(json.dumps(body).encode()), headers=headers)
 
 
-async def answer(client: Client, query: str, key: str | None = None, **variables: Any) -> Json:
+async def answer(client: Client, query: str, key: str | None = None, /, **variables: Any) -> Json:
     """The whole answer, errors and all."""
     async with await post(client, query, key, variables) as response:
         return await response.json()
 
 
-async def gql(client: Client, query: str, key: str | None = None, **variables: Any) -> Json:
+async def gql(client: Client, query: str, key: str | None = None, /, **variables: Any) -> Json:
     """The data of an operation that must not have errors."""
     body = await answer(client, query, key, **variables)
     assert "errors" not in body, body
@@ -92,7 +92,7 @@ async def problems(client: Client, name: str, key: str | None = None, /, **argum
     return {".".join(each["path"]): each["message"] for each in refused["fields"]}
 
 
-async def refusal(client: Client, query: str, key: str | None = None, **variables: Any) -> Json:
+async def refusal(client: Client, query: str, key: str | None = None, /, **variables: Any) -> Json:
     """The only error of an operation: its extensions."""
     body = await answer(client, query, key, **variables)
     (error,) = body["errors"]
@@ -169,7 +169,9 @@ async def read_job(client: Client, job_id: str, key: str | None = None) -> Json:
     return found["job"]
 
 
-async def finished_job(client: Client, agent_id: str, key: str | None = None, **given: Any) -> Json:
+async def finished_job(
+    client: Client, agent_id: str, key: str | None = None, /, **given: Any
+) -> Json:
     """A job that its agent did and the judge settled."""
     made = await new_job(client, key, assign={"agentId": agent_id}, **given)
     return await mutate(client, "executeJob", key, input={"id": made["id"], "waitSeconds": 30})

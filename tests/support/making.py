@@ -127,7 +127,7 @@ async def snapshot(job: Job) -> dict[str, Any]:
 async def until(found: Callable[[], Awaitable[T | None]], seconds: float = 30) -> T:
     """What `found` finds; asked again and again for what nobody tells us of."""
     async with asyncio.timeout(seconds):
-        while not (value := await found()):  # noqa: ASYNC110
+        while not (value := await found()):
             await asyncio.sleep(0.02)
     return value
 

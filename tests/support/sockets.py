@@ -103,7 +103,7 @@ class Stream:
 
 @asynccontextmanager
 async def streaming(
-    client: Client, query: str, key: str | None = None, **variables: Any
+    client: Client, query: str, key: str | None = None, /, **variables: Any
 ) -> AsyncGenerator[Stream]:
     headers = {"Accept": "text/event-stream"} | ({"Authorization": f"Bearer {key}"} if key else {})
     body = {"query": query, "variables": variables}

@@ -1,0 +1,156 @@
+"""Migrating: from nothing, again, from a damaged state, and by several at once."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tortoise import connections
+from tortoise.exceptions import IntegrityError
+
+from models import Agent, Job, JobLog, Role
+from services import keys
+from services.runtime import Runtime
+from signoff import database
+from tests.support.graphql import SDL_FILE
+from tests.support.making import make_agent, make_job
+
+TABLES = {
+    "agents",
+    "api_keys",
+    "attempts",
+    "criteria_sets",
+    "idempotency_keys",
+    "job_logs",
+    "job_tags",
+    "jobs",
+    "verdicts",
+}
+MIGRATE = """
+import asyncio, sys
+import signoff
+from signoff import database
+asyncio.run(database.migrate(sys.argv[1]))
+"""
+
+
+async def tables(url: str) -> set[str]:
+    query = (
+        "SELECT name FROM sqlite_master WHERE type = 'table'"
+        if database.is_sqlite(url)
+        else "SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public'"
+    )
+    async with database.connected(url):
+        rows = await connections.get("default").execute_query_dict(query)
+    return {row["name"] for row in rows}
+
+
+async def test_an_empty_database_gets_all_tables(empty_database_url: str) -> None:
+    await database.migrate(empty_database_url)
+    assert await tables(empty_database_url) >= TABLES
+    async with database.connected(empty_database_url):
+        await keys.create("Ada", Role.ADMIN)
+        assert await keys.any_made()
+
+
+def content(file: Path) -> list[Any]:
+    """The tables' definitions and all rows of an SQLite file."""
+    with closing(sqlite3.connect(file)) as connection:
+        master = connection.execute("SELECT * FROM sqlite_master ORDER BY name").fetchall()
+        names = [row[1] for row in master if row[0] == "table" and not row[1].startswith("sqlite_")]
+        rows = [connection.execute(f'SELECT * FROM "{name}"').fetchall() for name in names]  # noqa: S608
+    return [[row[:3] + row[4:] for row in master], list(zip(names, rows, strict=True))]
+
+
+@pytest.fixture
+async def filled(rt: Runtime) -> tuple[Job, Agent]:
+    agent = await make_agent(rt)
+    job = await make_job(rt, agent, tags=["a", "b"])
+    return job, agent
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+@pytest.mark.usefixtures("filled")
+def test_migrating_a_filled_sqlite_file_again_changes_nothing(
+    database_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "signoff.db"
+    before = content(file)
+    assert dict(before[1])["jobs"]
+    migrate_apart(database_url)
+    assert content(file) == before
+
+
+@pytest.mark.usefixtures("filled")
+async def test_migrating_a_filled_database_again_keeps_every_row(database_url: str) -> None:
+    before = await Job.all().values(), await Agent.all().values(), await JobLog.all().values()
+    migrate_apart(database_url)
+    assert (
+        await Job.all().values(),
+        await Agent.all().values(),
+        await JobLog.all().values(),
+    ) == before
+
+
+def migrate_apart(url: str) -> None:
+    """In a process of its own, as a second server would."""
+    subprocess.run(  # noqa: S603
+        [sys.executable, "-c", MIGRATE, url],
+        check=True,
+        cwd=SDL_FILE.parent,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+async def test_indexes_that_are_gone_are_made_again(database_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "signoff.db"
+    before = content(file)
+    with closing(sqlite3.connect(file)) as connection:
+        names = [
+            name
+            for (name,) in connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE 'ix_%'"
+            )
+        ]
+        for name in names:
+            connection.execute(f"DROP INDEX {name}")
+    assert len(names) > 10
+    assert content(file) != before
+    await database.migrate(database_url)
+    assert content(file) == before
+
+
+async def test_rows_that_are_referred_to_cannot_be_deleted(
+    rt: Runtime, filled: tuple[Job, Agent]
+) -> None:
+    job, agent = filled
+    for rows in (Agent.filter(id=agent.id), Job.filter(id=job.id)):
+        with pytest.raises(IntegrityError):
+            await rows.delete()
+    assert await Agent.filter(id=agent.id).exists()
+    assert await Job.filter(id=job.id).exists()
+    with pytest.raises(IntegrityError):
+        await Job.filter(id=job.id).update(agent_id=job.id)
+
+
+def test_three_processes_migrate_one_empty_database(empty_database_url: str) -> None:
+    started = [
+        subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", MIGRATE, empty_database_url],
+            cwd=SDL_FILE.parent,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in started:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    assert asyncio.run(tables(empty_database_url)) >= TABLES
