@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from tortoise.backends.base.executor import EXECUTOR_CACHE
+from tortoise.backends.base import executor
 
 import signoff  # puts our folders first on the path, before anything is imported
 from services.runtime import Runtime
@@ -61,7 +61,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_kind(request: pytest.FixtureRequest) -> str:
-    EXECUTOR_CACHE.clear()  # Tortoise keeps SQL by table, not by database
+    executor.EXECUTOR_CACHE.clear()  # Tortoise keeps SQL by table, not by database
     return cast("str", request.param)
 
 

@@ -56,9 +56,11 @@ async def test_a_database_url_without_a_file_is_refused_in_one_line(
     tmp_path: Path, command: str
 ) -> None:
     given = commands.environment(SIGNOFF_DATABASE_URL="sqlite://", SIGNOFF_PORT="0")
-    assert await commands.run(tmp_path, given, command) == (
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    assert await commands.run(folder, given, command) == (
         1,
         "",
         "signoff: SIGNOFF_DATABASE_URL must name a file, for example sqlite://signoff.db\n",
     )
-    assert files(tmp_path) == []
+    assert (files(folder), files(tmp_path)) == ([], [folder])
