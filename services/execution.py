@@ -135,10 +135,8 @@ async def _feedback(job: Job, hint: str | None) -> list[str]:
     hints = [hint] if hint else []
     if job.status_reason is StatusReason.REVIEW_REJECTED and job.status_message:
         hints.append(job.status_message)
-    previous = await statements.fetch(Attempt, job_id=job.id, number=job.attempt_count)
-    if previous is None or previous.criteria_version != job.criteria_version:
-        return hints
-    latest = await Verdict.filter(attempt_id=previous.id).order_by("-created_at", "-id").first()
+    judged = Verdict.filter(job_id=job.id, criteria_set__version=job.criteria_version)
+    latest = await judged.order_by("-created_at", "-id").first()
     return hints + (judging.reasons(latest) if latest else [])
 
 

@@ -99,9 +99,11 @@ def without_secrets(body: bytes, request: AgentRequest) -> bytes:
     """The answer, without our secrets in it: an agent may echo what it was sent."""
     for secret in _secrets(request):
         if len(secret) >= MIN_SECRET_CHARACTERS:
-            body = body.replace(orjson.dumps(secret)[1:-1], b"[secret]")
+            # A number may hold digits of it, and must stay one.
+            mask = b"1" * len(secret) if secret.isdecimal() else b"[secret]"
+            body = body.replace(orjson.dumps(secret)[1:-1], mask)
             if b"\\u" in body or b"\\/" in body:
-                body = re.sub(_as_json(secret), b"[secret]", body)
+                body = re.sub(_as_json(secret), mask, body)
     return body
 
 
