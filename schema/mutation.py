@@ -71,7 +71,7 @@ SaveAgentResult: TypeAlias = Annotated[
     Agent | InvalidInput | NotFound | Forbidden, strawberry.union("SaveAgentResult")
 ]
 SetAgentAvailabilityResult: TypeAlias = Annotated[
-    Agent | NotFound | Forbidden, strawberry.union("SetAgentAvailabilityResult")
+    Agent | InvalidInput | NotFound | Forbidden, strawberry.union("SetAgentAvailabilityResult")
 ]
 TestAgentResult: TypeAlias = Annotated[
     AgentTest | InvalidInput | NotFound | Forbidden | SchemaMismatch,
