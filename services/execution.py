@@ -193,7 +193,7 @@ async def run(rt: Runtime, job_id: UUID, number: int) -> None:
 async def _may_resume(rt: Runtime, this: Run) -> bool:
     """Count that the attempt is gone on with; give it up where that was too often."""
     if this.attempt.resumptions >= RESUMPTIONS:
-        await give_up(rt, this.job.id, this.attempt.number)
+        await _give_up(rt, this)
         return False
     await _count_resumption(rt, this)
     return True
@@ -209,8 +209,11 @@ async def _count_resumption(rt: Runtime, this: Run) -> None:
 async def give_up(rt: Runtime, job_id: UUID, number: int) -> None:
     """Settle an attempt that fails for reasons of our own, again and again."""
     this = await _under_way(job_id, number)
-    if this is None:
-        return
+    if this is not None:
+        await _give_up(rt, this)
+
+
+async def _give_up(rt: Runtime, this: Run) -> None:
     with suppress(*OVERTAKEN):
         if this.attempt.responded_at is not None:
             await judging.leave_to_review(rt, this, "Judging failed; the server's log has why.")
