@@ -2,6 +2,7 @@
 
 from models import jsontext, statements
 from models.agent import Agent, AgentAvailability
+from models.agent_gate import AgentGate
 from models.api_key import ApiKey, Role
 from models.attempt import Attempt, AttemptState
 from models.criteria_set import CriteriaSet
@@ -9,38 +10,51 @@ from models.idempotency_key import IdempotencyKey
 from models.job import (
     ActorKind,
     CompletionMode,
+    DependencyPolicy,
     Job,
     JobPhase,
     JobPriority,
     JobStatus,
     StatusReason,
 )
+from models.job_dependency import JobDependency
 from models.job_log import JobLog, JobLogType
 from models.job_tag import JobTag
+from models.queue_entry import QueueEntry, QueueState
+from models.timer import Timer, TimerKind
 from models.verdict import CriterionKind, Verdict, VerdictOutcome
+from models.worker import Worker
 
 __all__ = [
     "ActorKind",
     "Agent",
     "AgentAvailability",
+    "AgentGate",
     "ApiKey",
     "Attempt",
     "AttemptState",
     "CompletionMode",
     "CriteriaSet",
     "CriterionKind",
+    "DependencyPolicy",
     "IdempotencyKey",
     "Job",
+    "JobDependency",
     "JobLog",
     "JobLogType",
     "JobPhase",
     "JobPriority",
     "JobStatus",
     "JobTag",
+    "QueueEntry",
+    "QueueState",
     "Role",
     "StatusReason",
+    "Timer",
+    "TimerKind",
     "Verdict",
     "VerdictOutcome",
+    "Worker",
     "jsontext",
     "statements",
 ]

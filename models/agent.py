@@ -26,6 +26,10 @@ class Agent(Table):
     max_concurrency = fields.IntField(default=10)
     idempotent = fields.BooleanField(default=False)
     accepts_feedback = fields.BooleanField(default=False)
+    retry_json = fields.TextField(null=True)
+    rate_per_minute = fields.IntField(null=True)
+    max_call_tokens = fields.BigIntField(null=True)
+    max_call_micros = fields.BigIntField(null=True)
     availability = fields.CharEnumField(
         AgentAvailability,
         max_length=16,

@@ -33,6 +33,7 @@ class JobPhase(StrEnum):
 class StatusReason(StrEnum):
     CREATED = "CREATED"
     ASSIGNED_MANUALLY = "ASSIGNED_MANUALLY"
+    ASSIGNED_AUTOMATICALLY = "ASSIGNED_AUTOMATICALLY"
     UNASSIGNED = "UNASSIGNED"
     EXECUTION_REQUESTED = "EXECUTION_REQUESTED"
     VERDICT_PASSED = "VERDICT_PASSED"
@@ -44,12 +45,15 @@ class StatusReason(StrEnum):
     AGENT_REJECTED = "AGENT_REJECTED"
     VALIDATOR_ERROR = "VALIDATOR_ERROR"
     WORKER_LOST = "WORKER_LOST"
+    BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
+    EXPIRED = "EXPIRED"
     RESUBMISSION_REQUESTED = "RESUBMISSION_REQUESTED"
     REVIEW_APPROVED = "REVIEW_APPROVED"
     REVIEW_REJECTED = "REVIEW_REJECTED"
     FORCED = "FORCED"
     REOPENED = "REOPENED"
     CANCELLED_BY_USER = "CANCELLED_BY_USER"
+    DEPENDENCY_CANCELLED = "DEPENDENCY_CANCELLED"
 
 
 class CompletionMode(StrEnum):
@@ -67,6 +71,14 @@ class JobPriority(IntEnum):
     URGENT = 3
 
 
+class DependencyPolicy(StrEnum):
+    """What becomes of a job when one that it waits for is cancelled."""
+
+    BLOCK = "BLOCK"
+    CANCEL = "CANCEL"
+    IGNORE = "IGNORE"
+
+
 class ActorKind(StrEnum):
     USER = "USER"
     API_KEY = "API_KEY"
@@ -75,7 +87,13 @@ class ActorKind(StrEnum):
 
 
 class Job(Table):
-    """A piece of work with acceptance criteria."""
+    """A piece of work with acceptance criteria.
+
+    `armed` says that it starts by itself when `run_at` and its dependencies allow.
+    `first_attempt` is the first of the attempts that one request for an execution led to,
+    `agent_attempts` are those of them that its present agent had, and `fallbacks_used` says
+    how far down the ladder of agents they came. Costs are in millionths of a dollar.
+    """
 
     name = fields.CharField(max_length=200)
     description = fields.TextField()
@@ -96,7 +114,29 @@ class Job(Table):
     priority = fields.IntEnumField(
         JobPriority, default=JobPriority.NORMAL, description="JobPriority"
     )
+    run_at = InstantField(null=True)
+    due_at = InstantField(null=True)
+    expires_at = InstantField(null=True)
+    auto_execute = fields.BooleanField(default=False)
+    armed = fields.BooleanField(default=False)
+    unmet_dependencies = fields.IntField(default=0)
+    dependency_policy = fields.CharEnumField(
+        DependencyPolicy,
+        max_length=16,
+        default=DependencyPolicy.BLOCK,
+        description="DependencyPolicy",
+    )
+    retry_json = fields.TextField(null=True)
+    budget_json = fields.TextField(null=True)
+    input_tokens = fields.BigIntField(default=0)
+    output_tokens = fields.BigIntField(default=0)
+    cost_micros = fields.BigIntField(default=0)
+    judge_cost_micros = fields.BigIntField(default=0)
+
     attempt_count = fields.IntField(default=0)
+    first_attempt = fields.IntField(default=1)
+    agent_attempts = fields.IntField(default=0)
+    fallbacks_used = fields.IntField(default=0)
     version = fields.IntField(default=1)
     created_by_kind = fields.CharEnumField(ActorKind, max_length=16, description="ActorKind")
     created_by_id = fields.CharField(max_length=200)
@@ -116,6 +156,7 @@ class Job(Table):
         indexes = (
             Index(fields=("created_at", "id"), name="ix_jobs_created"),
             Index(fields=("updated_at", "id"), name="ix_jobs_updated"),
+            Index(fields=("due_at", "id"), name="ix_jobs_due"),
             Index(fields=("priority", "created_at", "id"), name="ix_jobs_priority"),
             Index(fields=("status", "created_at", "id"), name="ix_jobs_status"),
             Index(fields=("agent_id", "created_at", "id"), name="ix_jobs_agent"),

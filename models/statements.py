@@ -8,6 +8,7 @@ writes in batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar, cast
@@ -22,12 +23,18 @@ M = TypeVar("M", bound=Model)
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """`sql` with placeholders `$1`… A `guarded` one must change exactly one row."""
+    """`sql` with placeholders `$1`… that writes into `table`.
+
+    A `guarded` one must change exactly one row; a `returning` one tells the first column of
+    the first row it wrote, and `appends` says that it makes new rows only.
+    """
 
     sql: str
     values: list[Any]
+    table: str
     guarded: bool = False
     returning: bool = False
+    appends: bool = False
 
 
 class GuardMissed(Exception):
@@ -38,22 +45,50 @@ class GuardMissed(Exception):
         self.index = index
 
 
-class Batching(Protocol):
-    """A database that runs statements in one transaction.
+class Unavailable(Exception):
+    """The database did not answer, or could not take it; trying again may help.
 
-    Returns what each `returning` statement returned, None for the others. Raises
-    `GuardMissed`, or Tortoise's `IntegrityError`.
+    What was to be written may have been written: the answer can be what got lost.
     """
 
-    async def execute_batch(
-        self, statements: Sequence[Statement], before_commit: BeforeCommit | None
-    ) -> list[Any]: ...
+
+Row = Sequence[Any]
 
 
-class BeforeCommit(Protocol):
-    """What else belongs into the transaction; it is given the driver's connection."""
+class Connection(Protocol):
+    """A transaction under way; statements see what those before them wrote."""
 
-    async def __call__(self, connection: Any) -> None: ...
+    async def fetch(self, sql: str, *values: Any) -> Sequence[Row]: ...
+
+
+class Database(Protocol):
+    """What the two backends have beside Tortoise's own. All of it raises `Unavailable`."""
+
+    async def fetch(self, sql: str, *values: Any) -> Sequence[Row]:
+        """Rows found by a key or an index: on SQLite the event loop waits for them."""
+        ...
+
+    async def execute_batch(self, statements: Sequence[Statement]) -> list[Any]:
+        """Run statements in one transaction; what each `returning` one returned, else None.
+
+        Raises `GuardMissed`, or Tortoise's `IntegrityError`.
+        """
+        ...
+
+    def exclusive(self, key: int) -> AbstractAsyncContextManager[Connection]:
+        """A transaction that no other process has at the same time under this key.
+
+        Short, and nothing but the database is awaited in it.
+        """
+        ...
+
+
+def database() -> Database:
+    return cast("Database", connections.get("default"))
+
+
+def is_sqlite() -> bool:
+    return connections.get("default").capabilities.dialect == "sqlite"
 
 
 Encode = Callable[[Any], Any]
@@ -137,9 +172,18 @@ def _everything(model: type[Model]) -> tuple[str, ...]:
 
 async def fetch(model: type[M], **where: Any) -> M | None:
     """The row whose columns have these values; the same as Tortoise's `get_or_none`."""
-    source = f'"{_table(model)}" t0' + _where(model, tuple(where), 0)
-    rows = await fetch_joined((model,), source, *_values(model, where))
+    rows = await fetch_joined((model,), *_sourced(model, where))
     return rows[0] if rows else None
+
+
+async def exists(model: type[Model], where: Mapping[str, Any]) -> bool:
+    """Whether there is a row with these values."""
+    return bool(await fetch_all((model,), *_sourced(model, where)))
+
+
+def _sourced(model: type[Model], where: Mapping[str, Any]) -> tuple[Any, ...]:
+    source = f'"{_table(model)}" t0' + _where(model, tuple(where), 0)
+    return source, *_values(model, where)
 
 
 async def fetch_joined(models: tuple[type[Model], ...], source: str, *values: Any) -> list[Any]:
@@ -148,20 +192,23 @@ async def fetch_joined(models: tuple[type[Model], ...], source: str, *values: An
     `source` is what follows FROM, with the tables as `t0`, `t1`… in the order of `models`.
     Empty where there is no row.
     """
-    sql = _select_sql(models, source)
-    database = connections.get("default")
-    if database.capabilities.dialect == "sqlite":
-        sql = numbered(sql)
-    _, rows = await database.execute_query(sql, list(values))
-    if not rows:
-        return []
+    rows = await fetch_all(models, source, *values)
+    return rows[0] if rows else []
+
+
+async def fetch_all(models: tuple[type[Model], ...], source: str, *values: Any) -> list[list[Any]]:
+    """The same of every row."""
+    rows = await database().fetch(_select_sql(models, source), *values)
+    return [_objects(models, row) for row in rows]
+
+
+def _objects(models: tuple[type[Model], ...], row: Row) -> list[Any]:
     found: list[Any] = []
     start = 0
     for model in models:
         names = _everything(model)
-        part = rows[0][start : start + len(names)]
+        found.append(_object(model, names, row[start : start + len(names)]))
         start += len(names)
-        found.append(_object(model, names, part))
     return found
 
 
@@ -192,7 +239,7 @@ def insert(model: type[Model], *rows: Mapping[str, Any], returning: str | None =
     names = tuple(rows[0])
     values = [value for row in rows for value in _values(model, row)]
     sql = _insert_sql(model, names, len(rows), returning)
-    return Statement(sql, values, returning=returning is not None)
+    return Statement(sql, values, _table(model), returning=returning is not None, appends=True)
 
 
 def update(
@@ -204,10 +251,11 @@ def update(
 ) -> Statement:
     """Rows whose columns have the values of `where`; no value of it may be None."""
     sql = _update_sql(model, tuple(changes), tuple(where))
-    return Statement(sql, _values(model, changes) + _values(model, where), guarded=guarded)
+    values = _values(model, changes) + _values(model, where)
+    return Statement(sql, values, _table(model), guarded=guarded)
 
 
 def delete(model: type[Model], where: Mapping[str, Any]) -> Statement:
     """Rows whose columns have the values of `where`."""
     sql = f'DELETE FROM "{_table(model)}"' + _where(model, tuple(where), 0)  # noqa: S608
-    return Statement(sql, _values(model, where))
+    return Statement(sql, _values(model, where), _table(model))

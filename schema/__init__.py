@@ -20,6 +20,7 @@ from schema.mutation import Mutation
 from schema.query import Query
 from schema.scalars import SCALARS
 from schema.subscription import Subscription
+from schema.tracing import Traced
 from schema.types.attempt import Attempt
 from schema.types.verdict import Verdict
 
@@ -60,6 +61,7 @@ schema = Schema(
     exception_handlers=HANDLERS,
     extensions=[
         Failures,
+        Traced,
         lambda: _Documents(maxsize=CACHED_DOCUMENTS),
         lambda: ValidationCache(maxsize=CACHED_DOCUMENTS),
     ],

@@ -141,7 +141,6 @@ async def _save(rt: Runtime, command: SaveAgent) -> Saved:
         columns.setdefault("signing_secret_sealed", rt.vault.seal(secret))
         made = Agent(**columns)
         current().insert(made)
-        current().agents.append(made)
         return Saved(made, None if command.secret else secret)
     agent = await get(command.id)
     if command.expected_version not in (None, agent.version):
@@ -151,7 +150,6 @@ async def _save(rt: Runtime, command: SaveAgent) -> Saved:
             message=f"the agent has changed: it is at version {agent.version}",
         )
     _change(agent, columns)
-    current().agents.append(agent)
     return Saved(agent, None)
 
 
@@ -164,6 +162,7 @@ def _change(agent: Agent, changes: dict[str, Any]) -> None:
     seen = {"id": agent.id, "version": agent.version}
     changes |= {"version": agent.version + 1, "updated_at": datetime.now(UTC)}
     current().swap(Agent, seen, changes, refuse)
+    current().wake()  # it may take more work now
     for name, value in changes.items():
         setattr(agent, name, value)
 

@@ -27,7 +27,8 @@ class Run:
 
     @property
     def key(self) -> str:
-        return public_id("attempt", self.attempt.id)
+        """What the agent knows the work by."""
+        return self.attempt.idempotency_key or public_id("attempt", self.attempt.id)
 
 
 OVERTAKEN = (IllegalTransition, VersionConflict, NotFound)

@@ -147,6 +147,13 @@ async def _log_late(rt: Runtime, this: Run, reply: AgentReply) -> None:
     attempts.tell(this, JobLogType.AGENT_RESPONSE, message, _told(reply) | {"late": True})
 
 
+@atomic
+async def log_aborted(rt: Runtime, this: Run) -> None:
+    message = "The request was cut off, because the attempt had ended; the agent may have acted."
+    told = {"error": "ABORTED", "mayHaveExecuted": True, "late": True}
+    attempts.tell(this, JobLogType.AGENT_RESPONSE, message, told)
+
+
 def _told(reply: AgentReply) -> dict[str, Any]:
     return {
         "httpStatus": reply.status,

@@ -1,201 +1,272 @@
-"""Who runs executions: pgqueuer, in memory or on Postgres, behind one small port.
+"""Who runs executions: the worker of this process, one of any number.
 
-The queue only wakes: what there is to do stands in the rows, and a message that
-comes twice, late or for a finished attempt changes nothing.
+The rows decide. What the worker runs is what they say it runs: an entry that is its own and not
+under way here is begun, a run whose entry is gone is ended. A worker that is not seen for the
+length of the lease loses its entries to the others; what it still writes afterwards is refused,
+since whoever takes over moves the job's version on.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
-from datetime import timedelta
-from typing import Any, cast
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-import asyncpg
-import orjson
 import structlog
-from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver, AsyncpgPoolDriver
-from pgqueuer.adapters.inmemory import InMemoryDriver, InMemoryQueries
-from pgqueuer.adapters.persistence.queries import Queries
-from pgqueuer.core.qm import QueueManager
-from pgqueuer.core.tm import cancel_on_exit
-from pgqueuer.domain.errors import RetryRequested
-from pgqueuer.domain.models import Job as Message
-from pgqueuer.domain.types import QueueEntrypoint
-from pgqueuer.ports import RepositoryPort
 
-from models import Agent, Job, JobPhase, JobStatus
+from models.base import uuid7
+from services import queue
+from services.queue import Orphan, Taken
 
 logger = structlog.get_logger(__name__)
 
-Handler = Callable[[UUID, int], Awaitable[None]]
+Key = tuple[UUID, int]
+"""A job and the number of its attempt."""
 
-BATCH = 20
-REDELIVERIES = 5
-SYNC_SECONDS = 1.0
-"""How late another process's new or changed agent is seen."""
+POLL_SECONDS = 1.0
+"""How late what nobody told of is seen."""
+MAX_FAILURES = 5
+STOP_SECONDS = 3.0
+"""For handing back what still runs at the end of the grace."""
+
+_own: ContextVar[Key | None] = ContextVar("own", default=None)
 
 
-def entrypoint(agent_id: UUID | None) -> str:
-    return f"agent:{agent_id}"
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the engine calls.
 
+    `run` does an attempt, `give_up` settles one whose runs fail unexpectedly, `aborted` notes
+    that a run was ended since its attempt had been, `take_over` frees an execution of a lost
+    worker, `due` does what the clock asks for and returns when it asks again.
+    """
 
-def messages(jobs: Sequence[Job]) -> dict[str, list[Any]]:
-    """Arguments of pgqueuer's `enqueue`: the key makes a message unique while it waits."""
-    return {
-        "entrypoint": [entrypoint(job.agent_id) for job in jobs],
-        "payload": [orjson.dumps([str(job.id), job.attempt_count]) for job in jobs],
-        "priority": [int(job.priority) for job in jobs],
-        "dedupe_key": [f"{job.id}:{job.attempt_count}" for job in jobs],
-    }
+    run: Callable[[UUID, int], Awaitable[None]]
+    give_up: Callable[[UUID, int], Awaitable[None]]
+    aborted: Callable[[UUID, int], Awaitable[None]]
+    take_over: Callable[[Orphan], Awaitable[None]]
+    due: Callable[[datetime], Awaitable[datetime | None]]
 
 
 class Engine:
-    """The queue and the worker of one process.
+    """The worker of one process; without `start` it runs nothing.
 
-    `dsn` None keeps the queue in memory, for a single process; else it is a Postgres URL
-    and any number of processes share the work. `lease_seconds` is how long a worker that
-    stopped answering keeps what it took.
+    `alone` says that no other process can have a worker. After `lease_seconds` without a sign
+    of life, given every `heartbeat_seconds`, a worker's executions are taken over.
     """
 
-    def __init__(self, dsn: str | None, *, lease_seconds: float, max_tasks: int) -> None:
-        self._dsn = dsn
-        self._lease = timedelta(seconds=lease_seconds)
+    def __init__(
+        self, *, alone: bool, lease_seconds: float, heartbeat_seconds: float, max_tasks: int
+    ) -> None:
+        self._alone = alone
+        self._lease = lease_seconds
+        self._heartbeat = heartbeat_seconds
         self._max_tasks = max_tasks
-        self._manager: QueueManager | None = None
-        self._limits: dict[str, int] = {}
-        self._running: set[asyncio.Task[Any]] = set()
-        self._stopping = asyncio.Event()
-        self._supervisor: asyncio.Task[None] | None = None
-        self._run: Handler | None = None
-        self._give_up: Handler | None = None
+        self._id = uuid7()
+        self._running: dict[Key, asyncio.Task[None]] = {}
+        self._suspects: set[Key] = set()
+        self._aborted: set[Key] = set()
+        self._news = asyncio.Event()
+        self._alarm: datetime | None = None
+        self._polled_at = 0.0
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._trouble: str | None = None
+        self._work: Work | None = None
 
-    async def start(self, run: Handler, give_up: Handler) -> None:
-        """Begin to work. `give_up` is called for what failed unexpectedly too often."""
-        self._run, self._give_up = run, give_up
-        ready = asyncio.Event()
-        self._supervisor = asyncio.create_task(self._supervise(ready))
-        await ready.wait()
+    async def start(self, work: Work) -> None:
+        """Begin to work, with what was left behind."""
+        self._work = work
+        await self._enter()
+        await self._take_over()
+        resumed = await queue.reconcile()
+        if resumed:
+            logger.info("queued executions that no queue knew of", count=resumed)
+        self._tasks = [
+            asyncio.create_task(self._kept(self._round)),
+            asyncio.create_task(self._kept(self._beat)),
+        ]
+        self._news.set()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Take no new work, give what runs its time, leave the rest for the next start."""
-        self._stopping.set()
-        if self._manager is not None:
-            self._manager.shutdown.set()
-        if self._supervisor is None:
-            return
-        await asyncio.wait([self._supervisor], timeout=grace_seconds)
-        for task in self._running:
+        """Take no new work, give what runs its time, hand the rest back."""
+        self._stopping = True
+        for task in self._tasks[:1]:
+            await _end(task)
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=grace_seconds)
+        for task in self._running.values():
             task.cancel()
-        await asyncio.wait([self._supervisor], timeout=5)
-        self._supervisor.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._supervisor
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=STOP_SECONDS)
+        for task in self._tasks[1:]:
+            await _end(task)
+        if self._work is not None:
+            with suppress(Exception):  # the others find out
+                async with asyncio.timeout(STOP_SECONDS):
+                    await queue.leave(self._id)
 
-    def register(self, agent: Agent) -> None:
-        """Take work for `agent`, within its concurrency."""
-        self._register(agent.id, agent.max_concurrency)
+    def healthy(self) -> str | None:
+        """What is wrong with the worker; None if it is well, or if there is none."""
+        return self._trouble
 
-    def _register(self, agent_id: UUID, limit: int) -> None:
-        name = entrypoint(agent_id)
-        manager = self._manager
-        if manager is None or self._limits.get(name) == limit:
-            return
-        manager.entrypoint_registry.pop(QueueEntrypoint(name), None)
-        manager.entrypoint(name, concurrency_limit=limit)(self._handle)
-        self._limits[name] = limit
+    @property
+    def running(self) -> int:
+        """Executions under way in this process."""
+        return len(self._running)
 
-    async def enqueue(self, connection: Any, jobs: Sequence[Job]) -> None:
-        """On Postgres: the queue entry, in the transaction that is open on `connection`."""
-        if self._dsn is not None:
-            await Queries(AsyncpgDriver(connection)).enqueue(**messages(jobs), on_conflict="skip")
+    def wake(self, at: datetime | None = None) -> None:
+        """There may be something to run; with `at`, from then on."""
+        self._set_alarm(at)
+        self._news.set()
 
-    async def enqueued(self, jobs: Sequence[Job]) -> None:
-        """In memory: the queue entry, after the commit of the request."""
-        if self._dsn is None and self._manager is not None:
-            await self._manager.queries.enqueue(**messages(jobs), on_conflict="skip")
+    def _set_alarm(self, *times: datetime | None) -> None:
+        self._alarm = queue.earliest(self._alarm, *times)
 
-    async def forget(self) -> None:
-        """Empty the log that the queue keeps of its own; ours is the one that counts."""
-        if self._manager is not None:
-            queries = cast("Queries | InMemoryQueries", self._manager.queries)
-            await queries.clear_queue_log()
-            await queries.clear_statistics_log()
+    def heard(self) -> None:
+        """Another process wrote something: an entry more, or one less."""
+        self._polled_at = 0.0
+        self._news.set()
 
-    async def _supervise(self, ready: asyncio.Event) -> None:
-        """Keep a queue manager at work: its `run` ends when the database goes away."""
-        while not self._stopping.is_set():
-            try:
-                async with AsyncExitStack() as stack:
-                    await self._serve(stack, ready)
-            except Exception:
-                logger.exception("the engine stopped; starting it again")
-            ready.set()
-            if not self._stopping.is_set():
-                await asyncio.sleep(1)
+    def abort(self, ended: Iterable[Key]) -> None:
+        """End the runs of attempts that have ended, except the one that ended its own."""
+        for key in ended:
+            if key in self._running and key != _own.get():
+                self._aborted.add(key)
+                self._running[key].cancel()
 
-    async def _serve(self, stack: AsyncExitStack, ready: asyncio.Event) -> None:
-        queries = await self._open(stack)
-        self._manager = QueueManager(queries)
-        self._limits.clear()
-        await self._sync_agents()
-        await self._reconcile(queries)
-        ready.set()
-        if self._dsn is not None:
-            await stack.enter_async_context(cancel_on_exit(asyncio.create_task(self._follow())))
-        await self._manager.run(
-            batch_size=BATCH,
-            max_concurrent_tasks=self._max_tasks,
-            heartbeat_timeout=self._lease,
-            dequeue_timeout=self._lease / 2,
-            shutdown_on_listener_failure=True,
-        )
-
-    async def _open(self, stack: AsyncExitStack) -> RepositoryPort:
-        if self._dsn is None:
-            return InMemoryQueries(driver=InMemoryDriver())
-        create_pool = cast("Callable[..., Awaitable[Any]]", asyncpg.create_pool)
-        pool = await create_pool(self._dsn, min_size=1, max_size=4, command_timeout=30, timeout=10)
-        stack.push_async_callback(pool.close)
-        return Queries(AsyncpgPoolDriver(pool))
-
-    async def _follow(self) -> None:
-        """Learn of agents that other processes add or change."""
+    async def _kept(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Repeat `step` for ever; a database that is away is waited for."""
         while True:
-            await asyncio.sleep(SYNC_SECONDS)
             try:
-                await self._sync_agents()
-            except Exception:
-                logger.exception("reading the agents failed; trying again")
+                await step()
+                self._trouble = None
+            except Exception as error:
+                if self._trouble is None:
+                    logger.exception("the worker is in trouble; trying again")
+                self._trouble = f"the worker cannot go on: {error!r}"
+                await asyncio.sleep(POLL_SECONDS)
 
-    async def _sync_agents(self) -> None:
-        for agent_id, limit in await Agent.all().values_list("id", "max_concurrency"):
-            self._register(agent_id, limit)
+    async def _enter(self) -> None:
+        self._id = uuid7()
+        await queue.enter(self._id, f"{socket.gethostname()}:{os.getpid()}", alone=self._alone)
 
-    async def _reconcile(self, queries: RepositoryPort) -> None:
-        """Queue what the rows say is under way and no queue knows of, such as after a crash."""
-        under_way = await Job.filter(status=JobStatus.IN_EXECUTION)
-        lost = [job for job in under_way if job.phase is not JobPhase.AWAITING_REVIEW]
-        if lost:
-            logger.info("resuming executions", count=len(lost))
-            await queries.enqueue(**messages(lost), on_conflict="skip")
+    async def _beat(self) -> None:
+        await asyncio.sleep(self._heartbeat)
+        if not await queue.beat(self._id, self._lease):
+            logger.warning("the lease was lost; beginning anew")
+            self.abort(list(self._running))
+            await self._enter()
+        await self._take_over()
+        await queue.bury(self._lease)
 
-    async def _handle(self, message: Message) -> None:
-        assert self._run is not None and self._give_up is not None  # noqa: S101, PT018
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101
-        self._running.add(task)
-        key, number = orjson.loads(message.payload or b"")
+    async def _take_over(self) -> None:
+        assert self._work is not None  # noqa: S101
+        for orphan in await queue.orphans(self._lease):
+            await self._work.take_over(orphan)
+
+    async def _round(self) -> None:
+        """Wait until there may be something to do, and do it."""
+        await self._wait()
+        self._news.clear()
+        now = datetime.now(UTC)
+        clock = asyncio.get_running_loop().time()
+        polling = clock >= self._polled_at + POLL_SECONDS
+        if polling or (self._alarm is not None and self._alarm <= now):
+            assert self._work is not None  # noqa: S101
+            self._alarm = None
+            self._set_alarm(await self._work.due(now), await queue.wake(now))
+        if polling:
+            self._polled_at = clock
+            await self._compare()
+        slots = self._max_tasks - len(self._running)
+        if slots > 0:
+            found = await queue.take(self._id, slots, suspects=not self._suspects)
+            self._set_alarm(found.again_at)
+            for each in found.taken:
+                self._begin(each)
+
+    async def _wait(self) -> None:
+        seconds = POLL_SECONDS
+        if self._alarm is not None:
+            left = (self._alarm - datetime.now(UTC)).total_seconds()
+            seconds = min(seconds, max(0.0, left))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), seconds)
+
+    async def _compare(self) -> None:
+        """What the rows say runs here, against what does."""
+        before = set(self._running)
+        rows = {each.key: each for each in await queue.mine(self._id)}
+        self.abort(before - rows.keys())
+        for key in rows.keys() - before - self._running.keys():
+            self._begin(rows[key])
+
+    def _begin(self, it: Taken) -> None:
+        task = asyncio.create_task(self._do(it))
+        self._running[it.key] = task
+        if it.suspect:
+            self._suspects.add(it.key)
+        task.add_done_callback(lambda _: self._ended(it.key))
+
+    def _ended(self, key: Key) -> None:
+        self._running.pop(key, None)
+        self._suspects.discard(key)
+        self._aborted.discard(key)
+        self._news.set()
+
+    async def _do(self, it: Taken) -> None:
+        assert self._work is not None  # noqa: S101
+        _own.set(it.key)
         try:
-            await self._run(UUID(key), number)
-        except asyncio.CancelledError:  # only `stop` cancels: hand it back, to be gone on with
-            raise RetryRequested(timedelta(0), "the worker is stopping") from None
-        except Exception as error:
-            logger.exception("an execution failed unexpectedly", job_id=key, attempt=number)
-            if message.attempts < REDELIVERIES:
-                raise RetryRequested(timedelta(seconds=2**message.attempts)) from error
-            await self._give_up(UUID(key), number)
-        finally:
-            self._running.discard(task)
+            await self._work.run(*it.key)
+        except asyncio.CancelledError:
+            await self._cancelled(it)
+        except Exception:
+            logger.exception("a run failed unexpectedly", job_id=it.job_id, attempt=it.number)
+            await self._failed(it)
+
+    async def _cancelled(self, it: Taken) -> None:
+        assert self._work is not None  # noqa: S101
+        try:
+            if it.key in self._aborted:
+                await self._work.aborted(*it.key)
+            else:  # only `stop` cancels else
+                await queue.release(self._id, it, failures=it.failures, ready_at=None)
+        except Exception:
+            logger.exception("the end of a run could not be noted", job_id=it.job_id)
+
+    async def _failed(self, it: Taken) -> None:
+        """Another try later; the rows have to know, so a database that is away is waited for."""
+        assert self._work is not None  # noqa: S101
+        failures = it.failures + 1
+        ready_at = datetime.now(UTC) + timedelta(seconds=2**failures)
+        while True:
+            try:
+                if failures >= MAX_FAILURES:
+                    await self._work.give_up(*it.key)
+                else:
+                    await queue.release(self._id, it, failures=failures, ready_at=ready_at)
+                    self.wake(ready_at)
+            except Exception:
+                logger.exception("the failed run could not be noted; trying again")
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                return
+
+
+def in_a_run() -> bool:
+    """Whether the caller is part of an execution."""
+    return _own.get() is not None
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -22,26 +22,28 @@ from models import (
     AttemptState,
     CriteriaSet,
     Job,
+    JobLogType,
     JobPhase,
     JobStatus,
+    QueueEntry,
+    QueueState,
     StatusReason,
     Verdict,
     jsontext,
     statements,
 )
-from services import attempts, calling, idempotency, jobs, judging, lifecycle
+from services import attempts, calling, idempotency, jobs, judging, lifecycle, queue
 from services.actors import Viewer
 from services.attempts import OVERTAKEN, Run
+from services.errors import NotFound
 from services.idempotency import Keyed
 from services.lifecycle import Event
+from services.queue import Orphan
 from services.runtime import Runtime
 from services.transactions import atomic, current
 from services.values import JobId, LongText, Version, public_id
 
 logger = structlog.get_logger(__name__)
-
-RESUMPTIONS = 10
-"""How often an attempt is gone on with; restarts are few, a job that kills its process is not."""
 
 
 class ExecuteJob(Keyed):
@@ -113,7 +115,7 @@ async def accept(
         attempt_id=attempt.id,
     )
     current().insert(attempt)
-    current().executions.append(job)
+    current().enqueue(job)
     return job
 
 
@@ -157,68 +159,100 @@ def is_running(job: Job) -> bool:
     return job.status is JobStatus.IN_EXECUTION and job.phase is not JobPhase.AWAITING_REVIEW
 
 
-UNDER_WAY = """"jobs" t0
-    JOIN "attempts" t1 ON t1.job_id = t0.id AND t1.number = t0.attempt_count
+ATTEMPT = """"jobs" t0
+    JOIN "attempts" t1 ON t1.job_id = t0.id AND t1.number = $2
     JOIN "agents" t2 ON t2.id = t1.agent_id
     JOIN "criteria_sets" t3 ON t3.job_id = t0.id AND t3.version = t1.criteria_version
     WHERE t0.id = $1"""
 
 
 async def _under_way(job_id: UUID, number: int) -> Run | None:
+    this = await _attempt(job_id, number)
+    under_way = this is not None and this.job.attempt_count == number and is_running(this.job)
+    return this if under_way else None
+
+
+async def _attempt(job_id: UUID, number: int) -> Run | None:
     tables = (Job, Attempt, Agent, CriteriaSet)
-    found = await statements.fetch_joined(tables, UNDER_WAY, str(job_id))
-    if not found or found[0].attempt_count != number or not is_running(found[0]):
-        return None
-    return Run(*found)
+    found = await statements.fetch_joined(tables, ATTEMPT, str(job_id), number)
+    return Run(*found) if found else None
 
 
 async def run(rt: Runtime, job_id: UUID, number: int) -> None:
     """Do, or go on with, attempt `number`. Doing a finished one again does nothing."""
     this = await _under_way(job_id, number)
     if this is None:
-        return
-    job, attempt = this.job, this.attempt
-    if job.phase is not JobPhase.QUEUED and not await _may_resume(rt, this):
+        await queue.forget(job_id, number)
         return
     with structlog.contextvars.bound_contextvars(
-        job_id=public_id("job", job.id), attempt=attempt.number
+        job_id=public_id("job", this.job.id), attempt=this.attempt.number
     ):
         try:
-            if attempt.responded_at is not None or await calling.ask(rt, this):
+            if this.attempt.responded_at is not None or await calling.ask(rt, this):
                 await judging.judge(rt, this)
         except OVERTAKEN:
             logger.info("attempt overtaken")
 
 
-async def _may_resume(rt: Runtime, this: Run) -> bool:
-    """Count that the attempt is gone on with; give it up where that was too often."""
-    if this.attempt.resumptions >= RESUMPTIONS:
-        await _give_up(rt, this)
-        return False
-    await _count_resumption(rt, this)
-    return True
+async def aborted(rt: Runtime, job_id: UUID, number: int) -> None:
+    """Note that the agent was cut off since the attempt had ended."""
+    this = await _attempt(job_id, number)
+    if this and this.attempt.started_at is not None and this.attempt.responded_at is None:
+        await calling.log_aborted(rt, this)
+
+
+async def take_over(rt: Runtime, orphan: Orphan) -> None:
+    """Free an execution of a worker that was lost, unless it has lost too many."""
+    this = await _under_way(orphan.job_id, orphan.number)
+    if this is None:
+        await queue.forget(orphan.job_id, orphan.number)
+    elif this.attempt.resumptions >= rt.options.max_losses:
+        await _give_up(
+            rt, this, f"It ended {rt.options.max_losses + 1} workers, so it was stopped."
+        )
+    else:
+        with suppress(*OVERTAKEN):
+            await _free(rt, this, orphan)
 
 
 @atomic
-async def _count_resumption(rt: Runtime, this: Run) -> None:
-    this.attempt.resumptions += 1
-    counted = {"resumptions": this.attempt.resumptions}
-    current().update(Attempt, {"id": this.attempt.id}, counted)
+async def _free(rt: Runtime, this: Run, orphan: Orphan) -> None:
+    """Whoever takes it next goes on where the rows say; the lost worker's version is gone."""
+
+    async def gone() -> None:
+        raise NotFound(public_id("job", orphan.job_id))
+
+    lost = this.attempt.resumptions + 1
+    current().swap(
+        QueueEntry,
+        {"job_id": orphan.job_id, "number": orphan.number, "worker_id": orphan.worker_id},
+        {
+            "worker_id": None,
+            "lost": lost,
+            "state": QueueState.SUSPECT if lost >= queue.SUSPICIOUS else QueueState.WAITING,
+        },
+        gone,
+    )
+    assert this.job.phase is not None  # noqa: S101 - it is under way
+    await attempts.advance(rt, this, this.job.phase, attempt={"resumptions": lost})
+    message = f"Its worker was lost; another one goes on ({lost} of {rt.options.max_losses})."
+    attempts.tell(this, JobLogType.NOTE, message, {"lost": lost})
+    current().wake()
 
 
 async def give_up(rt: Runtime, job_id: UUID, number: int) -> None:
     """Settle an attempt that fails for reasons of our own, again and again."""
     this = await _under_way(job_id, number)
     if this is not None:
-        await _give_up(rt, this)
+        await _give_up(rt, this, "Signoff failed to run this attempt; its log has why.")
 
 
-async def _give_up(rt: Runtime, this: Run) -> None:
+async def _give_up(rt: Runtime, this: Run, why: str) -> None:
     with suppress(*OVERTAKEN):
         if this.attempt.responded_at is not None:
-            await judging.leave_to_review(rt, this, "Judging failed; the server's log has why.")
+            await judging.leave_to_review(rt, this, f"{why} The agent's response is kept.")
             return
-        message = "Signoff failed to run this attempt; its log has why. Execute the job again."
+        message = f"{why} Execute the job again if that is safe."
         error = attempts.problem("WORKER_LOST", message, retryable=True, may_have_executed=True)
         reason = StatusReason.WORKER_LOST
         await attempts.settle(rt, this, Event.LOSE, reason, message, error=error)

@@ -19,15 +19,24 @@ from models import (
     VerdictOutcome,
     jsontext,
 )
-from services import attempts, json_schemas
+from services import attempts, json_schemas, telemetry, tracing
 from services.attempts import Run
 from services.criteria import Checklist, Criterion
 from services.judges import checks
-from services.judges.base import CriterionResult, JudgeFailed, LLMAnswer, Subject, errored
+from services.judges.base import (
+    CriterionResult,
+    JudgeFailed,
+    LLMAnswer,
+    LLMJudge,
+    LLMRequest,
+    Subject,
+    errored,
+)
 from services.judges.decision import Decision, decide
 from services.judges.languages import NotEvaluated
 from services.lifecycle import Event
 from services.runtime import Runtime
+from services.tracing import ERROR, Kind
 from services.transactions import atomic, current
 from services.values import public_id, storable
 
@@ -147,11 +156,30 @@ async def _ask(rt: Runtime, this: Run, subject: Subject, judged: list[Criterion]
     identity = {"kind": "llm", "model": rt.judge.model, "promptHash": request.prompt_hash}
     await _record_request(rt, this, identity | {"request": request.to_json()})
     try:
-        answer = await rt.judge.ask(request)
+        answer = await _call(rt, rt.judge, request)
     except JudgeFailed as failure:
         raw = {"error": failure.code, "raw": failure.raw}
         return Judgement(errored(judged, str(failure)), identity, raw)
     return _answered(answer, identity)
+
+
+async def _call(rt: Runtime, judge: LLMJudge, request: LLMRequest) -> LLMAnswer:
+    """One question to the judge, measured and traced."""
+    about = {"gen_ai.request.model": judge.model}
+    with (
+        tracing.span(rt.tracer, "judge call", Kind.CLIENT, about) as told,
+        telemetry.timed(rt.telemetry.judge_calls) as call,
+    ):
+        try:
+            answer = await judge.ask(request)
+        except JudgeFailed as failure:
+            call.outcome = told[ERROR] = failure.code
+            raise
+        call.outcome = telemetry.OK
+        told["gen_ai.usage.input_tokens"] = answer.input_tokens
+        told["gen_ai.usage.output_tokens"] = answer.output_tokens
+        rt.telemetry.judged(answer.input_tokens, answer.output_tokens)
+        return answer
 
 
 def _answered(answer: LLMAnswer, identity: dict[str, Any]) -> Judgement:

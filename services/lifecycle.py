@@ -335,6 +335,8 @@ async def move(
     if ended or attempt:
         where = {"job_id": job.id, "number": job.attempt_count}
         current().update(Attempt, where, closing | dict(attempt or {}))
+    if ended or changes.get("phase") is JobPhase.AWAITING_REVIEW:
+        current().dequeue(job)
     for name, value in changes.items():
         setattr(job, name, value)
     if rule.logged_as:

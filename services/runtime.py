@@ -6,11 +6,14 @@ import asyncio
 from dataclasses import dataclass, field
 
 from services.agent_http import AgentClient
+from services.bus import Bus
 from services.engine import Engine
 from services.events import Events
 from services.judges.base import LLMJudge
 from services.judges.sandbox import Sandbox
 from services.secrets import Vault
+from services.telemetry import Telemetry
+from services.tracing import Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +24,19 @@ class Options:
     agent_tries: int = 4
     retry_initial_seconds: float = 0.5
     retry_max_seconds: float = 30.0
+    max_losses: int = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
     agents: AgentClient
+    bus: Bus
     engine: Engine
     events: Events
     judge: LLMJudge | None
     sandbox: Sandbox
     vault: Vault
     options: Options = field(default_factory=Options)
+    telemetry: Telemetry = field(default_factory=Telemetry)
+    tracer: Tracer | None = None
     transactions: set[asyncio.Task[object]] = field(default_factory=set[asyncio.Task[object]])

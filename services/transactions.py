@@ -11,17 +11,21 @@ a client cancels its operation whenever it hangs up.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from datetime import datetime
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from tortoise import connections
+from tortoise.exceptions import IntegrityError
 from tortoise.models import Model
 
-from models import Agent, Job, JobLog, statements
-from models.statements import Batching, GuardMissed, Statement
+from models import Job, JobLog, QueueEntry, statements
+from models.statements import GuardMissed, Statement, Unavailable
+from services import engine, queue
+from services.engine import Key
 from services.runtime import Runtime
 
 P = ParamSpec("P")
@@ -32,26 +36,46 @@ Entry = dict[str, Any]
 """The columns of an entry of the log."""
 
 
+PATIENCE_SECONDS = 3.0
+"""How long a caller waits for a database that does not answer; executions wait on."""
+PAUSE_SECONDS = 0.2
+
+
 @dataclass(slots=True)
 class Transaction:
-    """What will be written: `writes` in their order, then `entries` of the log.
-
-    `executions` are queued with it, and for `agents` work is taken from then on.
-    """
+    """What will be written: `writes` in their order, then `entries` of the log."""
 
     writes: list[Statement] = field(default_factory=list[Statement])
     entries: list[Entry] = field(default_factory=list[Entry])
-    executions: list[Job] = field(default_factory=list[Job])
-    agents: list[Agent] = field(default_factory=list[Agent])
     _guards: dict[int, Otherwise] = field(default_factory=dict[int, Otherwise])
     _returned: dict[int, Callable[[Any], None]] = field(
         default_factory=dict[int, Callable[[Any], None]]
     )
+    _ended: list[Key] = field(default_factory=list[Key])
+    _queued: bool = False
+    _wake_at: datetime | None = None
+    _proof: tuple[type[Model], Mapping[str, Any]] | None = None
+
+    def enqueue(self, job: Job, *, ready_at: datetime | None = None) -> None:
+        """Let a worker run the job's current attempt, not before `ready_at`."""
+        self.writes.append(queue.insertion(job, ready_at))
+        self.wake(ready_at)
+
+    def dequeue(self, job: Job) -> None:
+        """There is nothing to run any more; a run of the current attempt ends."""
+        self.delete(QueueEntry, {"job_id": job.id})
+        self._ended.append((job.id, job.attempt_count))
+
+    def wake(self, at: datetime | None = None) -> None:
+        """After the commit there is something for a worker, at once or `at` a later time."""
+        self._queued = True
+        self._wake_at = queue.earliest(self._wake_at, at)
 
     def insert(self, *rows: Model) -> None:
         """New rows of one table."""
         if rows:
             given = [_columns(row) for row in rows]
+            self._proof = self._proof or (type(rows[0]), {"id": rows[0].pk})
             self.writes.append(statements.insert(type(rows[0]), *given))
 
     def insert_numbered(self, entry: Entry, take: Callable[[int], None]) -> None:
@@ -77,6 +101,7 @@ class Transaction:
         what that means.
         """
         self._guards[len(self.writes)] = otherwise
+        self._proof = self._proof or (model, _trace(where, changes))
         self.writes.append(statements.update(model, where, changes, guarded=True))
 
     def delete(self, model: type[Model], where: Mapping[str, Any]) -> None:
@@ -84,22 +109,49 @@ class Transaction:
 
     async def commit(self, rt: Runtime) -> None:
         """Write all of it, then wake who waits for it."""
-        database = cast("Batching", connections.get("default"))
         if self.entries:
             self.writes.append(statements.insert(JobLog, *self.entries))
-        queued = partial(rt.engine.enqueue, jobs=self.executions) if self.executions else None
-        try:
-            results = await database.execute_batch(self.writes, queued)
-        except GuardMissed as missed:
-            await self._guards[missed.index]()
-            raise
+        results = await self._written()
         for index, take in self._returned.items():
             take(results[index])
-        for agent in self.agents:
-            rt.engine.register(agent)
-        if self.executions:
-            await rt.engine.enqueued(self.executions)
+        rt.engine.abort(self._ended)
+        if self._queued:
+            rt.engine.wake(self._wake_at)
         rt.events.wake()
+        rt.bus.tell()
+
+    async def _written(self) -> list[Any]:
+        """What the statements returned. Tries again while the database does not answer.
+
+        What is lost may be its answer alone, so a refusal after that counts only if what was
+        to be written is not there.
+        """
+        doubtful = False
+        clock = asyncio.get_running_loop().time
+        deadline = math.inf if engine.in_a_run() else clock() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await statements.database().execute_batch(self.writes)
+            except Unavailable:
+                doubtful = True
+                if clock() > deadline or self._proof is None:
+                    raise
+            except (GuardMissed, IntegrityError) as refusal:
+                if doubtful and self._proof and await statements.exists(*self._proof):
+                    return [None] * len(self.writes)
+                if isinstance(refusal, GuardMissed):
+                    await self._guards[refusal.index]()
+                raise
+            await asyncio.sleep(PAUSE_SECONDS)
+
+
+def _trace(where: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """How a row is known again that was changed so: by the moment of the change."""
+    return (
+        dict(where)
+        | {name: changes[name] for name in where.keys() & changes.keys()}
+        | {name: changes[name] for name in ("updated_at",) if name in changes}
+    )
 
 
 def _columns(row: Model) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 import time
@@ -10,12 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
 from aiohttp import web
-from tortoise import connections
 
+from services import tracing
 from services.errors import ErrorCode
 from services.runtime import Runtime
-from signoff import graphiql, sample
-from signoff.auth import Gate, is_loopback, same_origin
+from signoff import graphiql, health, sample
+from signoff.auth import is_loopback, same_origin
+from signoff.health import Health
 from signoff.settings import Settings
 from signoff.transport import View, failure
 from signoff.wiring import runtime
@@ -40,21 +40,30 @@ def allows_private_agents(settings: Settings) -> bool:
 
 def create_app(settings: Settings) -> web.Application:
     """The server of one process; its runtime starts and stops with it."""
+    known = Health.of(settings)
 
     async def services(app: web.Application) -> AsyncIterator[None]:
         allowed = allows_private_agents(settings)
         async with runtime(settings, allow_private_agents=allowed) as rt:
             app[RUNTIME] = rt
-            app[VIEW] = View(rt, Gate(local=is_loopback(settings.host)))
+            app[VIEW] = View(rt, known.gate)
+            known.rt = rt
             yield
 
     app = web.Application(middlewares=[_traced, _guarded], client_max_size=MAX_BODY_BYTES)
     app.cleanup_ctx.append(services)
     app.router.add_route("*", "/graphql", _graphql)
     app.router.add_get("/", _home)
-    app.router.add_get("/healthz", _healthz)
     app.router.add_post(sample.PATH, sample.endpoint(lambda: app[RUNTIME]))
     graphiql.add_routes(app)
+    health.add_routes(app, known)
+    return app
+
+
+def create_probes(known: Health) -> web.Application:
+    """What a worker serves: its probes and metrics, nothing else."""
+    app = web.Application(middlewares=[_traced, _guarded])
+    health.add_routes(app, known)
     return app
 
 
@@ -66,17 +75,6 @@ async def _home(request: web.Request) -> web.StreamResponse:
     raise web.HTTPFound("/graphiql")
 
 
-async def _healthz(request: web.Request) -> web.Response:
-    """200 while the database answers, else 503."""
-    try:
-        async with asyncio.timeout(5):
-            await connections.get("default").execute_query("SELECT 1")
-    except Exception:
-        logger.exception("the database does not answer")
-        return web.json_response({"status": "database unreachable"}, status=503)
-    return web.json_response({"status": "ok"})
-
-
 @web.middleware
 async def _traced(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request an id, and log how it went: never its query string, which has variables."""
@@ -85,7 +83,8 @@ async def _traced(request: web.Request, handler: Handler) -> web.StreamResponse:
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=request_id)
     began = time.perf_counter()
-    response = await _answered(request, handler)
+    with tracing.under(request.headers.get("traceparent")):
+        response = await _answered(request, handler)
     if not response.prepared:
         response.headers["X-Request-Id"] = request_id
     logger.debug(

@@ -7,7 +7,8 @@ import asyncio
 import errno
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -21,10 +22,12 @@ from models import Role
 from services import keys
 from services.errors import SignoffError
 from signoff import database, demo, logs, sample
-from signoff.app import RUNTIME, allows_private_agents, create_app
+from signoff.app import RUNTIME, allows_private_agents, create_app, create_probes
 from signoff.auth import is_loopback
 from signoff.database import DatabaseUnavailable
 from signoff.demo import DemoFailed
+from signoff.health import HEALTH, Health
+from signoff.otel import BadTraceSettings
 from signoff.settings import Settings, variable
 from signoff.wiring import BadSettings, runtime
 
@@ -42,10 +45,20 @@ def main(arguments: list[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
     try:
         given.run(given)
-    except (Refused, BadSettings, DatabaseUnavailable, DemoFailed, SignoffError) as error:
+    except (
+        Refused,
+        BadSettings,
+        BadTraceSettings,
+        DatabaseUnavailable,
+        DemoFailed,
+        SignoffError,
+    ) as error:
         _exit(str(error))
     except ValidationError as error:
-        problems = [f"{variable(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
+        problems = [
+            f"{variable(str(e['loc'][0]))}: {e['msg']}" if e["loc"] else e["msg"]
+            for e in error.errors()
+        ]
         _exit("; ".join(problems))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -72,7 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     serve = command("serve", _serve, "run the server")
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (default 8080)")
-    command("worker", _worker, "run executions only; any number beside a server, on Postgres")
+    worker = command(
+        "worker", _worker, "run executions only; any number beside a server, on Postgres"
+    )
+    worker.add_argument("--port", type=int, help="port for /healthz, /readyz and /metrics")
     command("migrate", _migrate, "bring the database up to date, as serve does when it starts")
     made = command("keys", _list_keys, "make, list and revoke API keys")
     actions = made.add_subparsers(metavar="ACTION")
@@ -107,30 +123,39 @@ def _serve(given: argparse.Namespace) -> None:
 async def _serving(settings: Settings) -> None:
     await _refuse_open_door(settings)
     app = create_app(settings)
+    async with _listening(app, settings.host, settings.port) as port:
+        await _announce(settings, app, port)
+        await _stopped()
+        logger.info("stopping")
+        app[HEALTH].stopping = True
+        await app[RUNTIME].engine.stop(settings.shutdown_seconds)
+
+
+@asynccontextmanager
+async def _listening(app: web.Application, host: str, port: int) -> AsyncGenerator[int]:
+    """Serve `app` meanwhile; yields the port, which was to be chosen if it is 0."""
     runner = web.AppRunner(
         app, access_log=None, shutdown_timeout=3, auto_decompress=False, lingering_time=1
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.port)
+        site = web.TCPSite(runner, host, port)
         try:
             await site.start()
         except OSError as error:
-            raise Refused(_no_address(settings, error)) from None
-        await _announce(settings, app, site.port)
-        await _stopped()
-        logger.info("stopping")
+            raise Refused(_no_address(host, port, error)) from None
+        yield site.port
     finally:
         await runner.cleanup()
 
 
-def _no_address(settings: Settings, error: OSError) -> str:
+def _no_address(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
-            f"port {settings.port} of {settings.host} is taken; stop what listens there, "
+            f"port {port} of {host} is taken; stop what listens there, "
             "or choose another with --port (0 for any that is free)"
         )
-    return f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
+    return f"cannot listen on {host}:{port}: {error.strerror or error}"
 
 
 async def _refuse_open_door(settings: Settings) -> None:
@@ -193,7 +218,7 @@ async def _stopped() -> None:
 
 
 def _worker(given: argparse.Namespace) -> None:
-    settings = Settings()
+    settings = Settings() if given.port is None else Settings(worker_port=given.port)
     if settings.on_sqlite:
         raise Refused(
             "a worker beside the server needs Postgres (SIGNOFF_DATABASE_URL=postgres://…); "
@@ -204,10 +229,19 @@ def _worker(given: argparse.Namespace) -> None:
 
 
 async def _working(settings: Settings) -> None:
-    async with runtime(settings, allow_private_agents=bool(settings.allow_private_agents)):
+    known = Health.of(settings)
+    async with (
+        AsyncExitStack() as probes,  # they answer until the last execution has ended
+        runtime(settings, allow_private_agents=bool(settings.allow_private_agents)) as known.rt,
+    ):
+        if settings.worker_port is not None:
+            listening = _listening(create_probes(known), settings.host, settings.worker_port)
+            port = await probes.enter_async_context(listening)
+            print(f"  Health     http://{_reachable(settings.host)}:{port}/healthz")
         print("Signoff worker is ready.", flush=True)
         await _stopped()
         logger.info("stopping")
+        known.stopping = True
 
 
 def _migrate(given: argparse.Namespace) -> None:

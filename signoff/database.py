@@ -12,8 +12,6 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import asyncpg
-from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
-from pgqueuer.adapters.persistence.queries import Queries
 from tortoise import Tortoise, connections
 from tortoise.backends.base import config_generator
 from tortoise.exceptions import BaseORMException
@@ -178,11 +176,6 @@ async def _migrate_postgres(url: str) -> None:
             await apply_migrations(config=config(url))
         finally:
             await Tortoise.close_connections()
-        queue = Queries(AsyncpgDriver(lock))
-        if await queue.schema_is_installed():
-            await queue.upgrade()
-        else:
-            await queue.install()
     finally:
         await lock.close()
 

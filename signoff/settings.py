@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AliasChoices, Field, SecretStr, StringConstraints
+from pydantic import AliasChoices, Field, SecretStr, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_DATABASE = "sqlite://signoff.db"
@@ -25,6 +25,16 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8080, ge=0, le=65_535, description="Port to listen on.")
+    worker_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65_535,
+        description="Port of `signoff worker` for `/healthz`, `/readyz` and `/metrics`; without "
+        "it, it has none.",
+    )
+    metrics_open: bool = Field(
+        default=False, description="Show `/metrics` to everybody who can reach the port."
+    )
     secret_key: SecretStr | None = Field(
         default=None,
         description="Fernet key (32 bytes, URL-safe base64) that seals agents' secrets. Without "
@@ -51,14 +61,25 @@ class Settings(BaseSettings):
         default=1_048_576, ge=1024, le=104_857_600, description="Largest response that is read."
     )
     max_executions: int = Field(
-        default=200, ge=40, le=10_000, description="Executions under way in one process."
+        default=200, ge=1, le=10_000, description="Executions under way in one process."
     )
     lease_seconds: float = Field(
         default=30,
         ge=1,
         le=3600,
-        description="Postgres: after how long without a sign of life a worker's executions are "
-        "taken over.",
+        description="After how long without a sign of life a worker's executions are taken over.",
+    )
+    heartbeat_seconds: float = Field(
+        default=5,
+        gt=0,
+        le=600,
+        description="How often a worker gives a sign of life; at most a third of the lease.",
+    )
+    max_losses: int = Field(
+        default=5,
+        ge=0,
+        le=100,
+        description="How many workers may end with one attempt before it is stopped.",
     )
     shutdown_seconds: float = Field(
         default=15, ge=0, le=600, description="Time for running executions when asked to stop."
@@ -88,6 +109,16 @@ class Settings(BaseSettings):
         pattern="^(DEBUG|INFO|WARNING|ERROR)$",
         description="DEBUG, INFO, WARNING or ERROR.",
     )
+
+    @model_validator(mode="after")
+    def _lease_outlives_delays(self) -> Self:
+        """A worker that is alive must not lose its lease to a late heartbeat or two."""
+        if self.heartbeat_seconds * 3 > self.lease_seconds:
+            raise ValueError(
+                "SIGNOFF_HEARTBEAT_SECONDS must be at most a third of SIGNOFF_LEASE_SECONDS: "
+                f"{self.heartbeat_seconds} is more than a third of {self.lease_seconds}"
+            )
+        return self
 
     @property
     def on_sqlite(self) -> bool:

@@ -1,29 +1,50 @@
-"""Tortoise's SQLite backend, with transactions in one trip to the database's thread.
+"""Tortoise's SQLite backend, with a second connection that the event loop uses itself.
 
-They begin with the write lock: a deferred `BEGIN` takes it at the first write, and if another
-process wrote between a transaction's first read and that, SQLite fails it at once, whatever
-the busy timeout.
+Pages and searches go to Tortoise's thread. A write of a few rows and a read by key take less
+time than the two hand-overs of Python's lock that a trip to a thread costs, so these run where
+they are asked for. No such step waits for anything: a lock that another process holds is asked
+for again later, and what makes a commit wait for the disk, the checkpoint, runs in a thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, cast
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
+from typing import Any, TypeVar
 
+import structlog
 from tortoise.backends.base.client import TransactionContext
 from tortoise.backends.sqlite.client import (
     SqliteClient,
     SqliteTransactionContext,
     SqliteTransactionWrapper,
 )
-from tortoise.exceptions import IntegrityError, OperationalError, TransactionManagementError
+from tortoise.exceptions import IntegrityError, TransactionManagementError
 
-from models.statements import BeforeCommit, GuardMissed, Statement, numbered
+from models.statements import (
+    Connection,
+    GuardMissed,
+    Row,
+    Statement,
+    Unavailable,
+    numbered,
+)
+
+T = TypeVar("T")
+
+logger = structlog.get_logger(__name__)
+
+BUSY_SECONDS = 5.0
+"""How long a lock that another process holds is waited for."""
+CHECKPOINT_COMMITS = 500
+"""Some megabytes of log; SQLite's own measure is 1000 pages."""
 
 
 class ImmediateTransaction(SqliteTransactionWrapper):
+    """Takes the write lock at once: a deferred one is refused whatever the busy timeout."""
+
     async def begin(self) -> None:
         try:
             await self._connection.execute("BEGIN IMMEDIATE")
@@ -31,35 +52,130 @@ class ImmediateTransaction(SqliteTransactionWrapper):
             raise TransactionManagementError(error) from error
 
 
-class BatchingClient(SqliteClient):
+class DirectClient(SqliteClient):
+    def __init__(self, file_path: str, **given: Any) -> None:
+        super().__init__(file_path, **given)
+        self._direct: sqlite3.Connection | None = None
+        self._commits = 0
+        self._checkpoint: asyncio.Task[None] | None = None
+
     def _in_transaction(self) -> TransactionContext:
         return SqliteTransactionContext(ImmediateTransaction(self), self._lock)
 
-    async def execute_batch(
-        self, statements: Sequence[Statement], before_commit: BeforeCommit | None
-    ) -> list[Any]:
-        """See `models.statements.Batching`; `before_commit` gets None, there is no queue here."""
-        if before_commit is not None:
-            await before_commit(None)
-        acquired: AbstractAsyncContextManager[Any] = cast("Any", self.acquire_connection())
-        async with acquired as connection:
+    async def close(self) -> None:
+        if self._checkpoint is not None:
+            await self._checkpoint
+        if self._direct is not None:
+            self._direct.close()
+            self._direct = None
+        await super().close()
+
+    async def fetch(self, sql: str, *values: Any) -> Sequence[Row]:
+        """See `models.statements.Database`."""
+
+        def read(connection: sqlite3.Connection) -> Sequence[Row]:
+            return connection.execute(numbered(sql), values).fetchall()
+
+        return await self._when_free(read)
+
+    async def execute_batch(self, statements: Sequence[Statement]) -> list[Any]:
+        """See `models.statements.Database`."""
+
+        def write(connection: sqlite3.Connection) -> list[Any]:
+            with _transaction(connection):
+                return [_one(connection, index, each) for index, each in enumerate(statements)]
+
+        results = await self._when_free(write)
+        self._committed()
+        return results
+
+    @asynccontextmanager
+    async def exclusive(self, key: int) -> AsyncGenerator[Connection]:
+        """See `models.statements.Database`; the write lock keeps others out."""
+        await self._when_free(lambda connection: connection.execute("BEGIN IMMEDIATE"))
+        connection = self._connected()
+        try:
+            with _translated():
+                yield _Open(connection)
+                connection.commit()
+        except BaseException:
+            connection.rollback()
+            raise
+        self._committed()
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._direct is None:
+            self._direct = sqlite3.connect(
+                self.filename, isolation_level=None, timeout=0, cached_statements=512
+            )
+            for pragma, value in self.pragmas.items():
+                if pragma != "busy_timeout":
+                    self._direct.execute(f"PRAGMA {pragma}={value}")
+            self._direct.execute("PRAGMA wal_autocheckpoint=0")
+        return self._direct
+
+    async def _when_free(self, step: Callable[[sqlite3.Connection], T]) -> T:
+        """What `step` makes, tried again while another process holds the lock."""
+        pause, waited = 0.001, 0.0
+        while True:
             try:
-                return await connection._execute(_run, connection._conn, statements)  # noqa: SLF001
-            except sqlite3.IntegrityError as error:
-                raise IntegrityError(error) from error
-            except sqlite3.OperationalError as error:
-                raise OperationalError(error) from error
+                with _translated():
+                    return step(self._connected())
+            except _Busy as error:
+                if waited >= BUSY_SECONDS:
+                    raise Unavailable(str(error)) from error
+            await asyncio.sleep(pause)
+            waited += pause
+            pause = min(pause * 2, 0.05)
+
+    def _committed(self) -> None:
+        self._commits += 1
+        idle = self._checkpoint is None or self._checkpoint.done()
+        if self._commits >= CHECKPOINT_COMMITS and idle:
+            self._commits = 0
+            self._checkpoint = asyncio.create_task(self._move_to_file())
+
+    async def _move_to_file(self) -> None:
+        try:
+            await asyncio.to_thread(_checkpoint, str(self.filename))
+        except sqlite3.Error:
+            logger.exception("the checkpoint failed; trying again later")
 
 
-def _run(connection: sqlite3.Connection, statements: Sequence[Statement]) -> list[Any]:
+class _Busy(Exception):
+    """Another process holds the lock."""
+
+
+class _Open:
+    """A transaction under way."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    async def fetch(self, sql: str, *values: Any) -> Sequence[Row]:
+        return self._connection.execute(numbered(sql), values).fetchall()
+
+
+@contextmanager
+def _translated() -> Generator[None]:
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        raise IntegrityError(error) from error
+    except sqlite3.OperationalError as error:
+        busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        raise (_Busy if busy else Unavailable)(str(error)) from error
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Generator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        results = [_one(connection, index, each) for index, each in enumerate(statements)]
+        yield
         connection.commit()
     except BaseException:
         connection.rollback()
         raise
-    return results
 
 
 def _one(connection: sqlite3.Connection, index: int, statement: Statement) -> Any:
@@ -69,4 +185,10 @@ def _one(connection: sqlite3.Connection, index: int, statement: Statement) -> An
     return cursor.fetchone()[0] if statement.returning else None
 
 
-client_class = BatchingClient
+def _checkpoint(path: str) -> None:
+    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+
+client_class = DirectClient

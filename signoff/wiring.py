@@ -6,20 +6,22 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from functools import partial
 
 import structlog
 
 from services import execution, idempotency, transactions
 from services.agent_http import AgentClient
-from services.engine import Engine
+from services.bus import NoBus, PostgresBus
+from services.engine import Engine, Work
 from services.events import Events
 from services.events.horizon import Gapless, InOrder
 from services.judges.openai import OpenAIJudge
 from services.judges.sandbox import Sandbox
 from services.runtime import Options, Runtime
 from services.secrets import Vault
-from signoff import database
+from signoff import database, otel
 from signoff.settings import Settings
 
 logger = structlog.get_logger(__name__)
@@ -54,22 +56,28 @@ async def runtime(
                     max_response_bytes=settings.agent_max_response_bytes,
                 )
             ),
+            bus=NoBus() if settings.on_sqlite else PostgresBus(settings.database_url),
             engine=Engine(
-                None if settings.on_sqlite else settings.database_url,
+                alone=settings.on_sqlite,
                 lease_seconds=settings.lease_seconds,
+                heartbeat_seconds=settings.heartbeat_seconds,
                 max_tasks=settings.max_executions,
             ),
             events=_events(settings),
             judge=_judge(settings),
             sandbox=Sandbox(),
             vault=vault,
+            tracer=otel.tracer(os.environ),
             options=Options(
                 allow_private_agents=allow_private_agents,
                 agent_tries=settings.agent_tries,
                 retry_initial_seconds=settings.retry_initial_seconds,
                 retry_max_seconds=settings.retry_max_seconds,
+                max_losses=settings.max_losses,
             ),
         )
+        if rt.tracer is not None:
+            stack.push_async_callback(asyncio.to_thread, rt.tracer.close)
         stack.push_async_callback(rt.sandbox.close)
         if rt.judge is not None:
             stack.push_async_callback(rt.judge.close)
@@ -77,11 +85,31 @@ async def runtime(
         await rt.events.start()
         stack.push_async_callback(rt.events.stop)
         if work:
-            await rt.engine.start(partial(execution.run, rt), partial(execution.give_up, rt))
+            await rt.engine.start(_work(rt))
             stack.push_async_callback(rt.engine.stop, settings.shutdown_seconds)
+
+        def heard() -> None:
+            rt.events.wake()
+            rt.engine.heard()
+
+        await rt.bus.start(heard)
+        stack.push_async_callback(rt.bus.stop)
         sweeper = asyncio.create_task(_sweep(rt))
         stack.callback(sweeper.cancel)
         yield rt
+
+
+def _work(rt: Runtime) -> Work:
+    async def due(now: datetime) -> datetime | None:
+        return None
+
+    return Work(
+        run=partial(execution.run, rt),
+        give_up=partial(execution.give_up, rt),
+        aborted=partial(execution.aborted, rt),
+        take_over=partial(execution.take_over, rt),
+        due=due,
+    )
 
 
 def _events(settings: Settings) -> Events:
@@ -102,11 +130,10 @@ def _judge(settings: Settings) -> OpenAIJudge | None:
 
 
 async def _sweep(rt: Runtime) -> None:
-    """Forget answered mutations too old to be repeated, and what the queue notes for itself."""
+    """Forget answered mutations too old to be repeated."""
     while True:
         try:
             await idempotency.forget()
-            await rt.engine.forget()
         except Exception:
             logger.exception("sweeping failed; trying again later")
         await asyncio.sleep(SWEEP_SECONDS)

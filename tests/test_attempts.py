@@ -20,16 +20,19 @@ from models import (
     JobLogType,
     JobPhase,
     JobStatus,
+    QueueEntry,
+    QueueState,
     StatusReason,
     Verdict,
     jsontext,
 )
+from models.base import uuid7
 from services import assignment, decisions, execution, jobs
 from services.assignment import ReassignJob
 from services.decisions import Review
-from services.execution import RESUMPTIONS
 from services.jobs import UpdateJob
-from services.runtime import Runtime
+from services.queue import Orphan
+from services.runtime import Options, Runtime
 from services.values import parse_id
 from signoff import database
 from signoff.wiring import runtime
@@ -136,6 +139,9 @@ async def test_a_late_answer_is_told_of_the_agent_that_gave_it(rt: Runtime) -> N
 # Attempts that were cut off
 
 
+LOSSES = Options().max_losses
+
+
 @dataclass
 class CutOff:
     """A runtime that was stopped while an execution was under way."""
@@ -154,6 +160,13 @@ class CutOff:
 
     async def resumed_before(self, times: int) -> None:
         await Attempt.filter(job_id=self.job.id).update(resumptions=times)
+
+    async def taken_over(self) -> None:
+        """As if a worker had ended with it, and another one found that out."""
+        orphan = Orphan(self.job.id, 1, uuid7())
+        entry = QueueEntry.filter(job_id=self.job.id)
+        await entry.update(state=QueueState.RUNNING, worker_id=orphan.worker_id)
+        await execution.take_over(self.rt, orphan)
 
 
 @pytest.fixture
@@ -207,17 +220,18 @@ async def test_an_attempt_whose_judging_is_given_up_keeps_its_answer_for_a_revie
 
 
 async def test_an_attempt_that_is_judged_too_often_is_left_to_a_review(judging: CutOff) -> None:
-    await judging.resumed_before(RESUMPTIONS)
-    await execution.run(judging.rt, judging.job.id, 1)
+    await judging.resumed_before(LOSSES)
+    await judging.taken_over()
     assert len(judging.judge.requests) == 1
     await check_left_to_review(judging)
 
 
 async def test_an_attempt_is_judged_once_more_while_it_may(judging: CutOff) -> None:
-    await judging.resumed_before(RESUMPTIONS - 1)
+    await judging.resumed_before(LOSSES - 1)
+    await judging.taken_over()
     await execution.run(judging.rt, judging.job.id, 1)
     assert len(judging.judge.requests) == 2
-    assert (await judging.attempt()).resumptions == RESUMPTIONS
+    assert (await judging.attempt()).resumptions == LOSSES
     assert (await judging.now()).status is JobStatus.COMPLETED
 
 
@@ -240,15 +254,16 @@ async def test_an_attempt_without_an_answer_is_lost_when_it_is_given_up(calling:
 async def test_an_agent_is_not_asked_again_by_an_attempt_that_was_cut_off_too_often(
     calling: CutOff,
 ) -> None:
-    await calling.resumed_before(RESUMPTIONS)
-    await execution.run(calling.rt, calling.job.id, 1)
+    await calling.resumed_before(LOSSES)
+    await calling.taken_over()
     assert (await calling.now()).status_reason is StatusReason.WORKER_LOST
-    assert (await calling.attempt()).resumptions == RESUMPTIONS
+    assert (await calling.attempt()).resumptions == LOSSES
     assert len(calling.agent.received) == 1
 
 
 async def test_each_time_that_an_attempt_is_gone_on_with_is_counted(calling: CutOff) -> None:
     assert (await calling.attempt()).resumptions == 0
+    await calling.taken_over()
     await execution.run(calling.rt, calling.job.id, 1)
     assert (await calling.attempt()).resumptions == 1
     assert (await calling.now()).status is JobStatus.COMPLETED
@@ -296,7 +311,7 @@ async def test_a_server_that_is_killed_again_and_again_gives_the_attempt_up(
     async def nearly_too_often(id: str) -> None:
         async with database.connected(database_url):
             attempts = Attempt.filter(job_id=parse_id("job", id))
-            await attempts.update(resumptions=RESUMPTIONS - 1)
+            await attempts.update(resumptions=LOSSES - 1)
 
     async with fake_agent(stalls) as agent, serving(database_url, tmp_path) as server:
         id = await told_to_run(server, agent)

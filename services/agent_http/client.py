@@ -12,6 +12,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from services import tracing
 from services.agent_http import answers, failures, signing
 from services.agent_http.connections import Connector, Dial, current_dial
 from services.agent_http.failures import AgentCallFailed, AgentFault
@@ -127,6 +128,8 @@ class AgentClient:
             timestamp=int(time.time()),
             body=request.body,
         )
+        if traceparent := tracing.current():
+            headers["traceparent"] = traceparent
         if request.feedback:
             headers["signoff-feedback"] = feedback_header(request.feedback)
         return headers

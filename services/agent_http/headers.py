@@ -26,6 +26,8 @@ _RESERVED = frozenset(
         "keep-alive",
         "proxy-connection",
         "te",
+        "traceparent",
+        "tracestate",
         "trailer",
         "transfer-encoding",
         "upgrade",

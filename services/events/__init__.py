@@ -161,6 +161,10 @@ class Events:
                     await asyncio.sleep(0.005)
         return self._position
 
+    async def lag(self) -> int:
+        """How many entries can be seen that were not handed on yet."""
+        return max(0, await self._horizon.newest() - self._position)
+
     async def until(self, found: Callable[[], Awaitable[T | None]], seconds: float) -> T | None:
         """What `found` finds, asked now and after each new entry; None after `seconds`."""
         with self._queue() as queue, suppress(TimeoutError):

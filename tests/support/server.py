@@ -95,6 +95,7 @@ async def serving(
         "SIGNOFF_ALLOW_PRIVATE_AGENTS": "1",
         "SIGNOFF_SAMPLE_AGENT": "0",
         "SIGNOFF_LEASE_SECONDS": "2",
+        "SIGNOFF_HEARTBEAT_SECONDS": "0.3",
         "SIGNOFF_SHUTDOWN_SECONDS": "1",
     }
     server = Server(folder, clean | given | environment, _free_port())

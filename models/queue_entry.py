@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from enum import StrEnum
+
+from tortoise import fields
+from tortoise.indexes import Index
+from tortoise.models import Model
+
+from models.base import InstantField, now
+
+
+class QueueState(StrEnum):
+    """Where an execution is with the workers.
+
+    SUSPECT waits too, but has lost several workers: it must not take others along.
+    """
+
+    WAITING = "WAITING"
+    SLEEPING = "SLEEPING"
+    RUNNING = "RUNNING"
+    SUSPECT = "SUSPECT"
+
+
+class QueueEntry(Model):
+    """An execution that some worker is to run; one a job, gone when there is nothing to run.
+
+    `rank` is its place among those waiting: microseconds since 1970, which its priority moves
+    forward and its owner's other waiting jobs move back. `lost` counts the workers that ended
+    with it, `failures` the runs that failed unexpectedly.
+    """
+
+    job_id = fields.UUIDField(primary_key=True)
+    number = fields.IntField()
+    agent_id = fields.UUIDField()
+    owner_id = fields.CharField(max_length=200)
+    priority = fields.IntField()
+    state = fields.CharEnumField(QueueState, max_length=16, description="QueueState")
+    rank: fields.Field[int] = fields.BigIntField()
+    queued_at = InstantField(default=now)
+    ready_at = InstantField(null=True)
+    worker_id = fields.UUIDField(null=True)
+    lost = fields.IntField(default=0)
+    failures = fields.IntField(default=0)
+
+    class Meta(Model.Meta):
+        table = "queue_entries"
+        table_description = "Executions to be run"
+        indexes = (
+            Index(fields=("state", "agent_id", "rank"), name="ix_queue_entries_lane"),
+            Index(
+                fields=("agent_id", "owner_id", "priority", "state", "rank"),
+                name="ix_queue_entries_owner",
+            ),
+            Index(fields=("worker_id",), name="ix_queue_entries_worker"),
+        )

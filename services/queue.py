@@ -1,0 +1,358 @@
+"""The queue: rows beside the jobs, written in the transactions of the jobs.
+
+An entry's place is its `rank`, told once when it is queued, so that taking is a look into an
+index: the time of queueing, moved forward by the job's priority and back by each job of the
+same owner that waits already. So an urgent job goes first, an owner with ten thousand jobs does
+not hold up another's first one, and nothing starves, since the time of what comes later
+overtakes any of these moves.
+
+Workers take turns in taking. Who takes sees what every agent has under way anywhere, which is
+what makes limits of agents hold across all workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, cast
+from uuid import UUID
+
+from models import Job, JobPriority, QueueState, Worker, statements
+from models.statements import Connection, Row, Statement
+
+TAKING = 7_464_339_112
+"""The key of the turns."""
+SECOND = 1_000_000
+AHEAD = {
+    JobPriority.LOW: -600 * SECOND,
+    JobPriority.NORMAL: 0,
+    JobPriority.HIGH: 600 * SECOND,
+    JobPriority.URGENT: 3600 * SECOND,
+}
+"""How much earlier than its time of queueing a job counts as queued."""
+SHARE = SECOND
+"""How much later an owner's next job counts, for each one that waits already."""
+SUSPICIOUS = 2
+"""Workers lost, from which on an execution runs beside no other such one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An execution that is one worker's, and how often it failed unexpectedly."""
+
+    job_id: UUID
+    number: int
+    failures: int
+    suspect: bool = False
+
+    @property
+    def key(self) -> tuple[UUID, int]:
+        return self.job_id, self.number
+
+
+@dataclass(slots=True)
+class Round:
+    """What came of taking, and when a limit will let more through."""
+
+    taken: list[Taken] = field(default_factory=list[Taken])
+    again_at: datetime | None = None
+
+
+INSERT = """INSERT INTO "queue_entries"
+    ("job_id", "number", "agent_id", "owner_id", "priority", "state", "queued_at", "ready_at",
+     "lost", "failures", "rank")
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, 0, (
+        SELECT max("place") FROM (
+            SELECT max("rank") + CAST($9 AS BIGINT) AS "place" FROM "queue_entries"
+            WHERE "agent_id" = $3 AND "owner_id" = CAST($4 AS VARCHAR) AND "priority" = $5
+                AND "state" = 'WAITING'
+            UNION ALL SELECT CAST($10 AS BIGINT)
+        ) "places"))"""
+
+
+def insertion(job: Job, ready_at: datetime | None = None) -> Statement:
+    """Queues the job's current attempt; with `ready_at` it sleeps until then."""
+    now = datetime.now(UTC)
+    state = QueueState.SLEEPING if ready_at else QueueState.WAITING
+    values = [
+        str(job.id),
+        job.attempt_count,
+        str(job.agent_id),
+        job.created_by_id,
+        int(job.priority),
+        state.value,
+        now,
+        ready_at,
+        SHARE,
+        micros(now) - AHEAD[job.priority],
+    ]
+    return Statement(INSERT, values, "queue_entries", appends=True)
+
+
+def micros(at: datetime) -> int:
+    return int(at.timestamp() * SECOND)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    """The generic cell rate algorithm, in microseconds; a second's worth may come at once."""
+
+    now: int
+    theoretical: int
+    interval: int
+
+    @classmethod
+    def of(cls, now: datetime, rate_at: int, per_minute: int) -> _Rate:
+        return cls(micros(now), max(micros(now), rate_at), 60 * SECOND // per_minute)
+
+    @property
+    def burst(self) -> int:
+        return max(SECOND, self.interval)
+
+    @property
+    def room(self) -> int:
+        return max(0, (self.now + self.burst - self.theoretical) // self.interval)
+
+    @property
+    def opens_at(self) -> datetime:
+        at = self.theoretical + self.interval - self.burst
+        return datetime.fromtimestamp(at / SECOND, UTC)
+
+    def after(self, taken: int) -> int:
+        return self.theoretical + taken * self.interval
+
+
+@dataclass(slots=True)
+class _Lane:
+    """The executions that wait for one agent, and how many its limits let through now."""
+
+    agent_id: str
+    first: int
+    room: int
+    opens_at: datetime | None = None
+    rate: _Rate | None = None
+    wanted: int = 0
+
+
+def _lane(row: Row, now: datetime) -> _Lane:
+    agent_id, limit, per_minute, open_until, rate_at, first, running = row
+    lane = _Lane(str(agent_id), first, max(0, limit - running))
+    opens_at = _instant(open_until)
+    if opens_at is not None and opens_at > now:
+        lane.room, lane.opens_at = 0, opens_at
+    elif opens_at is not None:  # half open: one goes first
+        lane.room = 0 if running else 1
+    if per_minute is not None and lane.room:
+        lane.rate = _Rate.of(now, rate_at or 0, per_minute)
+        lane.room = min(lane.room, lane.rate.room)
+        lane.opens_at = None if lane.room else lane.rate.opens_at
+    return lane
+
+
+ANY_WAITING = """SELECT 1 FROM "queue_entries" WHERE "state" IN ('WAITING', 'SUSPECT') LIMIT 1"""
+LANES = """WITH RECURSIVE "lane" ("agent_id") AS (
+        SELECT * FROM (SELECT "agent_id" FROM "queue_entries" WHERE "state" = 'WAITING'
+                       ORDER BY "agent_id" LIMIT 1) "lowest"
+        UNION ALL
+        SELECT (SELECT q."agent_id" FROM "queue_entries" q
+                WHERE q."state" = 'WAITING' AND q."agent_id" > "lane"."agent_id"
+                ORDER BY q."agent_id" LIMIT 1)
+        FROM "lane" WHERE "lane"."agent_id" IS NOT NULL)
+    SELECT a."id", a."max_concurrency", a."rate_per_minute", g."open_until", g."rate_at",
+        (SELECT min(q."rank") FROM "queue_entries" q
+         WHERE q."state" = 'WAITING' AND q."agent_id" = a."id"),
+        (SELECT count(*) FROM "queue_entries" q
+         WHERE q."state" = 'RUNNING' AND q."agent_id" = a."id")
+    FROM "lane" JOIN "agents" a ON a."id" = "lane"."agent_id"
+    LEFT JOIN "agent_gates" g ON g."agent_id" = a."id"
+    WHERE a."availability" = 'ACTIVE'"""
+TAKE = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
+    FROM (SELECT "job_id" AS "id" FROM "queue_entries"
+          WHERE "state" = 'WAITING' AND "agent_id" = $2 ORDER BY "rank" LIMIT $3) "head"
+    WHERE "queue_entries"."job_id" = "head"."id"
+    RETURNING "job_id", "number", "failures" """
+TAKE_SUSPECT = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
+    WHERE "job_id" = (
+        SELECT q."job_id" FROM "queue_entries" q JOIN "agents" a ON a."id" = q."agent_id"
+        WHERE q."state" = 'SUSPECT' AND a."availability" = 'ACTIVE' AND a."max_concurrency" > (
+            SELECT count(*) FROM "queue_entries" r
+            WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id")
+        ORDER BY q."rank" LIMIT 1)
+    RETURNING "job_id", "number", "failures" """
+SET_RATE = """INSERT INTO "agent_gates" ("agent_id", "failures", "opened", "rate_at")
+    VALUES ($1, 0, 0, $2) ON CONFLICT ("agent_id") DO UPDATE SET "rate_at" = excluded."rate_at" """
+
+
+async def take(worker_id: UUID, slots: int, *, suspects: bool) -> Round:
+    """Make executions this worker's own, at most `slots`, as far as their agents' limits allow.
+
+    `suspects` says that no suspicious one runs here. Raises `Unavailable`.
+    """
+    if not await statements.database().fetch(ANY_WAITING):
+        return Round()
+    now = datetime.now(UTC)
+    found = Round()
+    async with statements.database().exclusive(TAKING) as connection:
+        lanes = [_lane(row, now) for row in await connection.fetch(LANES)]
+        for lane in _shared(lanes, slots):
+            found.taken += await _take(connection, worker_id, lane)
+        if suspects and len(found.taken) < slots:
+            rows = await connection.fetch(TAKE_SUSPECT, str(worker_id))
+            found.taken += [taken(row, suspect=True) for row in rows]
+    found.again_at = earliest(*(lane.opens_at for lane in lanes))
+    return found
+
+
+def _shared(lanes: list[_Lane], slots: int) -> list[_Lane]:
+    """The agents that get of the free places: one each in turn, who waits longest first."""
+    chosen = sorted((lane for lane in lanes if lane.room), key=lambda lane: lane.first)[:slots]
+    left: list[_Lane] = chosen
+    while slots and left:
+        for lane in left[:slots]:
+            lane.wanted += 1
+        slots -= min(slots, len(left))
+        left = [lane for lane in left if lane.wanted < lane.room]
+    return chosen
+
+
+async def _take(connection: Connection, worker_id: UUID, lane: _Lane) -> list[Taken]:
+    rows = await connection.fetch(TAKE, str(worker_id), lane.agent_id, lane.wanted)
+    if lane.rate is not None and rows:
+        await connection.fetch(SET_RATE, lane.agent_id, lane.rate.after(len(rows)))
+    return [taken(row) for row in rows]
+
+
+def taken(row: Row, *, suspect: bool = False) -> Taken:
+    job_id, number, failures = row
+    return Taken(_uuid(job_id), number, failures, suspect)
+
+
+WAKE = """UPDATE "queue_entries" SET "ready_at" = NULL,
+    "state" = CASE WHEN "lost" >= $2 THEN 'SUSPECT' ELSE 'WAITING' END
+    WHERE "state" = 'SLEEPING' AND "ready_at" <= $1 RETURNING 1"""
+NEXT = """SELECT min("ready_at") FROM "queue_entries" WHERE "state" = 'SLEEPING'"""
+
+
+async def wake(now: datetime) -> datetime | None:
+    """Let those wait that slept until now; returns when the next one is to be woken."""
+    at = await _next()
+    if at is None or at > now:
+        return at
+    await statements.database().fetch(WAKE, now, SUSPICIOUS)
+    return await _next()
+
+
+async def _next() -> datetime | None:
+    (row,) = await statements.database().fetch(NEXT)
+    return _instant(row[0])
+
+
+RELEASE = """UPDATE "queue_entries" SET "worker_id" = NULL, "ready_at" = $4, "failures" = $5,
+    "state" = CASE WHEN CAST($6 AS BOOLEAN) THEN 'SLEEPING'
+                   WHEN "lost" >= $7 THEN 'SUSPECT' ELSE 'WAITING' END
+    WHERE "job_id" = $1 AND "number" = $2 AND "worker_id" = $3 RETURNING 1"""
+FORGET = 'DELETE FROM "queue_entries" WHERE "job_id" = $1 AND "number" = $2 RETURNING 1'
+MINE = """SELECT "job_id", "number", "failures" FROM "queue_entries" WHERE "worker_id" = $1"""
+
+
+async def release(worker_id: UUID, it: Taken, *, failures: int, ready_at: datetime | None) -> None:
+    """Give an execution back; not to be taken before `ready_at`."""
+    await statements.database().fetch(
+        *(RELEASE, str(it.job_id), it.number, str(worker_id)),
+        *(ready_at, failures, ready_at is not None, SUSPICIOUS),
+    )
+
+
+async def forget(job_id: UUID, number: int) -> None:
+    """Drop an entry whose attempt has ended."""
+    await statements.database().fetch(FORGET, str(job_id), number)
+
+
+async def mine(worker_id: UUID) -> list[Taken]:
+    """What the rows say that this worker runs."""
+    return [taken(row) for row in await statements.database().fetch(MINE, str(worker_id))]
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """An execution whose worker is not seen any more."""
+
+    job_id: UUID
+    number: int
+    worker_id: UUID
+
+
+POSTGRES_CLOCK = ("now()", "now() - make_interval(secs => $1)")
+SQLITE_CLOCK = (
+    "strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')",
+    "strftime('%Y-%m-%d %H:%M:%f+00:00', 'now', '-' || $1 || ' seconds')",
+)
+
+
+def _clock() -> tuple[str, str]:
+    """SQL of the database's time, and of the time `$1` seconds ago: machines' clocks differ."""
+    return SQLITE_CLOCK if statements.is_sqlite() else POSTGRES_CLOCK
+
+
+async def enter(worker_id: UUID, name: str, *, alone: bool) -> None:
+    """Write a worker down; `alone` says that there can be no other one alive."""
+    if alone:
+        await Worker.all().delete()
+    now, _ = _clock()
+    sql = f"""INSERT INTO "workers" ("id", "created_at", "name", "seen_at")
+        VALUES ($1, {now}, $2, {now}) RETURNING 1"""  # noqa: S608 - constants
+    await statements.database().fetch(sql, str(worker_id), name)
+
+
+async def beat(worker_id: UUID, lease_seconds: float) -> bool:
+    """A sign of life; False if it came too late, and others took over."""
+    now, ago = _clock()
+    sql = f"""UPDATE "workers" SET "seen_at" = {now}
+        WHERE "id" = $2 AND "seen_at" > {ago} RETURNING 1"""  # noqa: S608 - constants
+    return bool(await statements.database().fetch(sql, lease_seconds, str(worker_id)))
+
+
+async def leave(worker_id: UUID) -> None:
+    await Worker.filter(id=worker_id).delete()
+
+
+async def orphans(lease_seconds: float) -> list[Orphan]:
+    """Executions of workers that were not seen for that long."""
+    _, ago = _clock()
+    sql = f"""SELECT q."job_id", q."number", q."worker_id" FROM "queue_entries" q
+        WHERE q."state" = 'RUNNING' AND NOT EXISTS (
+            SELECT 1 FROM "workers" w WHERE w."id" = q."worker_id" AND w."seen_at" > {ago})"""  # noqa: S608 - constants
+    rows = await statements.database().fetch(sql, lease_seconds)
+    return [Orphan(_uuid(job_id), number, _uuid(worker)) for job_id, number, worker in rows]
+
+
+async def bury(lease_seconds: float) -> None:
+    """Forget workers that were not seen for that long and have nothing left."""
+    _, ago = _clock()
+    sql = f"""DELETE FROM "workers" WHERE "seen_at" <= {ago} AND NOT EXISTS (
+        SELECT 1 FROM "queue_entries" q WHERE q."worker_id" = "workers"."id") RETURNING 1"""  # noqa: S608 - constants
+    await statements.database().fetch(sql, lease_seconds)
+
+
+LOST = """"jobs" t0 LEFT JOIN "queue_entries" q ON q."job_id" = t0."id"
+    WHERE t0."status" = 'IN_EXECUTION' AND t0."phase" <> 'AWAITING_REVIEW' AND q."job_id" IS NULL"""
+
+
+async def reconcile() -> int:
+    """Queue what the jobs say is under way and no entry tells of; returns how many."""
+    rows = await statements.fetch_all((Job,), LOST)
+    for (job,) in rows:
+        await statements.database().execute_batch([insertion(job)])
+    return len(rows)
+
+
+def earliest(*times: datetime | None) -> datetime | None:
+    return min((at for at in times if at is not None), default=None)
+
+
+def _uuid(value: object) -> UUID:
+    return value if isinstance(value, UUID) else UUID(str(value))
+
+
+def _instant(value: object) -> datetime | None:
+    return datetime.fromisoformat(value) if isinstance(value, str) else cast("Any", value)
