@@ -65,21 +65,30 @@ def agent() -> None:
 
 
 @contextmanager
+def agent_process() -> Generator[None]:
+    there = multiprocessing.get_context("spawn").Process(target=agent, daemon=True)
+    there.start()
+    try:
+        yield
+    finally:
+        there.terminate()
+
+
+@contextmanager
 def running(database_url: str | None) -> Generator[None]:
+    """An agent and a server, stopped at the end."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"SIGNOFF_KEY_FILE": str(Path(folder) / "signoff.key")}
         environment["SIGNOFF_DATABASE_URL"] = database_url or f"sqlite://{folder}/signoff.db"
         environment |= {"SIGNOFF_ALLOW_PRIVATE_AGENTS": "1", "SIGNOFF_SAMPLE_AGENT": "0"}
-        there = multiprocessing.get_context("spawn").Process(target=agent, daemon=True)
-        there.start()
         command = [sys.executable, "-m", "signoff", "serve", "--port", str(SERVER_PORT)]
-        server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        try:
-            yield
-        finally:
-            server.terminate()
-            server.wait(30)
-            there.terminate()
+        with agent_process():
+            server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+            try:
+                yield
+            finally:
+                server.terminate()
+                server.wait(30)
 
 
 async def ask(session: aiohttp.ClientSession, query: str, **variables: Any) -> Any:

@@ -90,6 +90,7 @@ class Job(Table):
     """A piece of work with acceptance criteria.
 
     `armed` says that it starts by itself when `run_at` and its dependencies allow.
+    `dependency_count` is how many it has, done or not: most have none to ask for.
     `first_attempt` is the first of the attempts that one request for an execution led to,
     `agent_attempts` are those of them that its present agent had, and `fallbacks_used` says
     how far down the ladder of agents they came. Costs are in millionths of a dollar.
@@ -119,7 +120,7 @@ class Job(Table):
     expires_at = InstantField(null=True)
     auto_execute = fields.BooleanField(default=False)
     armed = fields.BooleanField(default=False)
-    unmet_dependencies = fields.IntField(default=0)
+    dependency_count = fields.IntField(default=0)
     dependency_policy = fields.CharEnumField(
         DependencyPolicy,
         max_length=16,

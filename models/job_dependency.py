@@ -5,7 +5,7 @@ from uuid import UUID
 from tortoise import fields
 from tortoise.indexes import Index
 
-from models.base import InstantField, Table
+from models.base import Table
 from models.job import Job
 
 
@@ -13,7 +13,6 @@ class JobDependency(Table):
     """A job that another one waits for; `alias` names its result in the other's input."""
 
     alias = fields.CharField(max_length=100, null=True)
-    satisfied_at = InstantField(null=True)
 
     job: fields.ForeignKeyRelation[Job] = fields.ForeignKeyField(
         "models.Job", related_name=False, on_delete=fields.RESTRICT

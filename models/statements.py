@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar, cast
 
 from tortoise import connections
-from tortoise.fields import UUIDField
+from tortoise.fields import BigIntField, CharField, FloatField, IntField, TextField, UUIDField
 from tortoise.fields.base import Field
 from tortoise.models import Model
 
@@ -92,6 +92,8 @@ def is_sqlite() -> bool:
 
 
 Encode = Callable[[Any], Any]
+Decode = Callable[[Any], Any]
+PLAIN = (CharField, TextField, IntField, BigIntField, FloatField)
 
 
 @lru_cache(maxsize=1000)
@@ -212,13 +214,45 @@ def _objects(models: tuple[type[Model], ...], row: Row) -> list[Any]:
     return found
 
 
-def _object(model: type[Model], names: tuple[str, ...], values: Sequence[Any]) -> Model | None:
-    columns = [column for column, _ in _columns(model, names)]
-    row = dict(zip(columns, values, strict=True))
-    described = model._meta  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    if row[described.db_pk_column] is None:
+def _object(model: type[Model], names: tuple[str, ...], values: Row) -> Model | None:
+    """The same object as Tortoise makes of a row, without a call of `setattr` a column."""
+    read, key = _reader(model)
+    if values[key] is None:
         return None
-    return model._init_from_db(**row)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    made = model.__new__(model)
+    attributes = vars(made)
+    attributes |= _state(model)
+    for name, decode, value in zip(names, read, values, strict=True):
+        attributes[name] = value if decode is None or value is None else decode(value)
+    return made
+
+
+def _state(model: type[Model]) -> dict[str, Any]:
+    """What Tortoise notes in each object that it reads."""
+    described = model._meta  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    made_here = described.db_pk_column not in described.generated_db_fields
+    return {
+        "_partial": False,
+        "_saved_in_db": True,
+        "_custom_generated_pk": made_here,
+        "_await_when_save": {},
+    }
+
+
+@lru_cache(maxsize=100)
+def _reader(model: type[Model]) -> tuple[tuple[Decode | None, ...], int]:
+    """What makes an attribute's value of each column's, and where the key stands."""
+    described = model._meta  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    names = _everything(model)
+    decoders = tuple(_decoder(described.fields_map[name]) for name in names)
+    return decoders, names.index(described.pk_attr)
+
+
+def _decoder(field: Any) -> Decode | None:
+    """Text and whole numbers come from both databases as they are."""
+    if type(field) in PLAIN:
+        return None
+    return getattr(field, "enum_type", None) or field.to_python_value
 
 
 @lru_cache(maxsize=2000)

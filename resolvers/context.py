@@ -9,9 +9,10 @@ from uuid import UUID
 import strawberry
 from strawberry.dataloader import DataLoader
 
-from models import Agent, Attempt, CriteriaSet, Job, Verdict
-from services import agents, jobs, reading
+from models import Agent, Attempt, CriteriaSet, Job, JobDependency, Verdict
+from services import agents, budgets, circuits, dependencies, jobs, reading, waiting
 from services.actors import Viewer
+from services.circuits import Circuit
 from services.runtime import Runtime
 
 K = TypeVar("K")
@@ -54,10 +55,28 @@ class Loaders:
     latest_verdicts: DataLoader[UUID, Verdict | None] = field(
         default_factory=lambda: _batching(reading.latest_verdicts)
     )
+    circuits: DataLoader[UUID, Circuit] = field(
+        default_factory=lambda: _batching(circuits.of_agents)
+    )
+    running_counts: DataLoader[UUID, int] = field(
+        default_factory=lambda: _batching(waiting.running_counts)
+    )
+    waiting: DataLoader[UUID, str | None] = field(
+        default_factory=lambda: _batching(waiting.reasons)
+    )
+    cost_estimates: DataLoader[UUID, bool] = field(
+        default_factory=lambda: _batching(budgets.are_estimates)
+    )
     positions: DataLoader[UUID, int] = field(default_factory=lambda: _batching(reading.positions))
+
+    unmet: DataLoader[UUID, list[Job]] = field(
+        default_factory=lambda: _batching(dependencies.unmet_of)
+    )
+    dependencies: DataLoader[UUID, list[JobDependency]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.jobs = _batching(partial(jobs.get_many, self.viewer))
+        self.dependencies = _batching(partial(dependencies.seen_by, self.viewer))
 
 
 @dataclass(slots=True)

@@ -6,9 +6,9 @@ from uuid import UUID
 
 from pydantic import TypeAdapter
 
-from models import Attempt, Job, JobLog, JobLogType
+from models import Attempt, Job, JobDependency, JobLog, JobLogType, JobPhase
 from resolvers.context import Info
-from services import assignment, decisions, execution, jobs, lifecycle, reading
+from services import assignment, decisions, execution, jobs, lifecycle, reading, retries
 from services.assignment import AssignJob, ReassignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob, Review
 from services.errors import InvalidInput, NotFound
@@ -18,6 +18,8 @@ from services.jobs import CreateJob, UpdateJob
 from services.lifecycle import Availability
 from services.paging import Page, Window, decode_position
 from services.reading import JobOrder
+from services.retries import RetryPolicy
+from services.timers import WAITING
 from services.values import MAX_INT32, Reason, parse_id
 
 REASON: TypeAdapter[str] = TypeAdapter(Reason)
@@ -75,9 +77,35 @@ async def current_attempt(info: Info, job_id: UUID, number: int) -> Attempt | No
     return await info.context.loaders.attempt_numbers.load((job_id, number)) if number else None
 
 
+async def retry_policy(info: Info, job: Job) -> RetryPolicy:
+    agent = await info.context.loaders.agents.load(job.agent_id) if job.agent_id else None
+    return retries.policy_of(job, agent)
+
+
 async def actions(info: Info, job: Job) -> list[Availability]:
     agent = await info.context.loaders.agents.load(job.agent_id) if job.agent_id else None
-    return lifecycle.availability(job, info.context.viewer, agent)
+    return lifecycle.availability(job, info.context.viewer, agent, await _unmet(info, job))
+
+
+async def _unmet(info: Info, job: Job) -> list[Job]:
+    return await info.context.loaders.unmet.load(job.id) if job.dependency_count else []
+
+
+async def is_blocked(info: Info, job: Job) -> bool:
+    return job.status in WAITING and bool(await _unmet(info, job))
+
+
+async def depends_on(info: Info, job: Job) -> list[JobDependency]:
+    return await info.context.loaders.dependencies.load(job.id) if job.dependency_count else []
+
+
+async def dependents(info: Info, job_id: UUID, window: Window) -> Page[Job]:
+    return await reading.dependents_of(info.context.viewer, job_id, window)
+
+
+async def waiting_for(info: Info, job: Job) -> str | None:
+    waits = job.phase in (JobPhase.QUEUED, JobPhase.RETRY_WAIT)
+    return await info.context.loaders.waiting.load(job.id) if waits else None
 
 
 async def create(info: Info, command: CreateJob) -> Job:

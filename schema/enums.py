@@ -10,6 +10,7 @@ from models import (
     AttemptState,
     CompletionMode,
     CriterionKind,
+    DependencyPolicy,
     JobLogType,
     JobPhase,
     JobPriority,
@@ -18,6 +19,7 @@ from models import (
     StatusReason,
     VerdictOutcome,
 )
+from services.circuits import CircuitState
 from services.errors import ErrorCode
 from services.lifecycle import JobAction
 from services.reading import JobOrderField, OrderDirection
@@ -27,6 +29,11 @@ strawberry.enum(JobPhase, description="How far an execution is; only while IN_EX
 strawberry.enum(StatusReason, description="Why a job has its status.")
 strawberry.enum(CompletionMode, description="What a completed job was signed off by.")
 strawberry.enum(JobPriority, description="Which of the waiting jobs goes first.")
+strawberry.enum(
+    DependencyPolicy,
+    description="If a job that it depends on is cancelled: BLOCK waits until that is reopened and "
+    "completed, CANCEL cancels it too, IGNORE goes on without.",
+)
 strawberry.enum(JobAction, description="What a caller can ask for.")
 strawberry.enum(JobLogType, description="What an entry of the log tells of.")
 strawberry.enum(ActorKind, description="Who acted.")
@@ -39,6 +46,10 @@ strawberry.enum(
     description="INCONCLUSIVE and ERROR never count as FAIL: a broken judge must not reject "
     "good work nor pass bad work.",
 )
+strawberry.enum(
+    CircuitState,
+    description="OPEN lets nothing through; HALF_OPEN one execution at a time, to see how it goes.",
+)
 strawberry.enum(ErrorCode, description="What kind of failure it is.")
 strawberry.enum(OrderDirection)
 strawberry.enum(JobOrderField)
@@ -47,8 +58,10 @@ __all__ = [
     "ActorKind",
     "AgentAvailability",
     "AttemptState",
+    "CircuitState",
     "CompletionMode",
     "CriterionKind",
+    "DependencyPolicy",
     "ErrorCode",
     "JobAction",
     "JobLogType",

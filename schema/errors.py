@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import strawberry
 from strawberry.pydantic import InputValidationError
 from strawberry.types.field import StrawberryField
 
+from resolvers.context import Context
 from schema.enums import ErrorCode, JobAction, JobStatus
 from services import errors
 
@@ -85,6 +86,24 @@ class AgentUnavailable(Error):
     agent: Annotated[Agent, strawberry.lazy("schema.types.agent")]
 
 
+@strawberry.type(description="There are as many of something as there may be.")
+class LimitExceeded(Error):
+    limit: int
+
+
+@strawberry.type(description="The next call could take more than is left of the job's budget.")
+class BudgetExceeded(Error):
+    pass
+
+
+@strawberry.type(description="What the job depends on stands in its way.")
+class DependencyProblem(Error):
+    jobs: list[Annotated[Job, strawberry.lazy("schema.types.job")]] = strawberry.field(
+        description="The jobs that it waits for, or those of the circle that it would close, in "
+        "order; without those that are not the caller's to see."
+    )
+
+
 @dataclass(frozen=True)
 class Shown:
     """Turns an exception into a member of a result union."""
@@ -97,6 +116,23 @@ class Shown:
         self, exception: Exception, *, field: StrawberryField, info: strawberry.Info
     ) -> Error:
         return self.convert(exception)
+
+
+class ShownInPart:
+    """The same for jobs in the way, as far as the caller may see them."""
+
+    exception_type = errors.DependencyProblem
+    error_type = DependencyProblem
+
+    def handle(
+        self, exception: Exception, *, field: StrawberryField, info: strawberry.Info
+    ) -> Error:
+        from schema.types.job import Job
+
+        assert isinstance(exception, errors.DependencyProblem)  # noqa: S101
+        viewer = cast("Context", info.context).viewer
+        seen = [Job.of(job) for job in exception.jobs if viewer.sees(job)]
+        return DependencyProblem(code=exception.code, message=str(exception), jobs=seen)
 
 
 def _not_found(e: errors.NotFound) -> NotFound:
@@ -155,7 +191,16 @@ def _agent_unavailable(e: errors.AgentUnavailable) -> AgentUnavailable:
     return AgentUnavailable(code=e.code, message=str(e), agent=Agent.of(e.agent))
 
 
+def _limit_exceeded(e: errors.LimitExceeded) -> LimitExceeded:
+    return LimitExceeded(code=e.code, message=str(e), limit=e.limit)
+
+
+def _budget_exceeded(e: errors.BudgetExceeded) -> BudgetExceeded:
+    return BudgetExceeded(code=e.code, message=str(e))
+
+
 HANDLERS = (
+    ShownInPart(),
     Shown(errors.NotFound, NotFound, _not_found),
     Shown(errors.Forbidden, Forbidden, _forbidden),
     Shown(errors.InvalidInput, InvalidInput, _invalid_input),
@@ -165,4 +210,6 @@ HANDLERS = (
     Shown(errors.SchemaMismatch, SchemaMismatch, _schema_mismatch),
     Shown(errors.IdempotencyConflict, IdempotencyConflict, _idempotency_conflict),
     Shown(errors.AgentUnavailable, AgentUnavailable, _agent_unavailable),
+    Shown(errors.LimitExceeded, LimitExceeded, _limit_exceeded),
+    Shown(errors.BudgetExceeded, BudgetExceeded, _budget_exceeded),
 )

@@ -13,15 +13,21 @@ from strawberry.types.unset import UNSET
 from services import filters
 from services.agents import SaveAgent
 from services.assignment import AssignJob, ReassignJob
+from services.budgets import BudgetDraft
 from services.criteria import CriteriaDraft, CriterionDraft
+from services.dependencies import DependencyDraft
 from services.decisions import CancelJob, ForceComplete, ResubmitJob, Review
 from services.execution import ExecuteJob
 from services.jobs import Assign, CreateJob, UpdateJob
 from services.reading import JobOrder
+from services.retries import RetryPolicyDraft
 
 NAMES: dict[type[BaseModel], str] = {
     CriterionDraft: "CriterionInput",
     CriteriaDraft: "CriteriaInput",
+    RetryPolicyDraft: "RetryPolicyInput",
+    BudgetDraft: "BudgetInput",
+    DependencyDraft: "DependencyInput",
     CreateJob: "CreateJobInput",
     UpdateJob: "UpdateJobInput",
     AssignJob: "AssignJobInput",

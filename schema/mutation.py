@@ -9,10 +9,13 @@ from resolvers.context import Info
 from schema.enums import AgentAvailability
 from schema.errors import (
     AgentUnavailable,
+    BudgetExceeded,
+    DependencyProblem,
     Forbidden,
     IdempotencyConflict,
     IllegalTransition,
     InvalidInput,
+    LimitExceeded,
     NotFound,
     SchemaMismatch,
     VersionConflict,
@@ -41,7 +44,9 @@ CreateJobResult: TypeAlias = Annotated[
     | IdempotencyConflict,
     strawberry.union("CreateJobResult"),
 ]
-UpdateJobResult: TypeAlias = Annotated[Change | SchemaMismatch, strawberry.union("UpdateJobResult")]
+UpdateJobResult: TypeAlias = Annotated[
+    Change | SchemaMismatch | DependencyProblem, strawberry.union("UpdateJobResult")
+]
 AssignJobResult: TypeAlias = Annotated[
     Change | SchemaMismatch | AgentUnavailable, strawberry.union("AssignJobResult")
 ]
@@ -50,12 +55,15 @@ ReassignJobResult: TypeAlias = Annotated[
     Change | SchemaMismatch | AgentUnavailable | IdempotencyConflict,
     strawberry.union("ReassignJobResult"),
 ]
+Start: TypeAlias = (
+    Change | AgentUnavailable | BudgetExceeded | LimitExceeded | DependencyProblem | SchemaMismatch
+)
+"""What a change can end in that starts an execution."""
+
 ExecuteJobResult: TypeAlias = Annotated[
-    Change | AgentUnavailable | IdempotencyConflict, strawberry.union("ExecuteJobResult")
+    Start | IdempotencyConflict, strawberry.union("ExecuteJobResult")
 ]
-ResubmitJobResult: TypeAlias = Annotated[
-    Change | AgentUnavailable, strawberry.union("ResubmitJobResult")
-]
+ResubmitJobResult: TypeAlias = Annotated[Start, strawberry.union("ResubmitJobResult")]
 ForceCompleteResult: TypeAlias = Annotated[
     Change | IdempotencyConflict, strawberry.union("ForceCompleteResult")
 ]
@@ -72,6 +80,9 @@ SaveAgentResult: TypeAlias = Annotated[
 ]
 SetAgentAvailabilityResult: TypeAlias = Annotated[
     Agent | InvalidInput | NotFound | Forbidden, strawberry.union("SetAgentAvailabilityResult")
+]
+ResetAgentCircuitResult: TypeAlias = Annotated[
+    Agent | NotFound | Forbidden, strawberry.union("ResetAgentCircuitResult")
 ]
 TestAgentResult: TypeAlias = Annotated[
     AgentTest | InvalidInput | NotFound | Forbidden | SchemaMismatch,
@@ -166,6 +177,12 @@ class Mutation:
         self, info: Info, id: strawberry.ID, availability: AgentAvailability
     ) -> SetAgentAvailabilityResult:
         return Agent.of(await agents.set_availability(info, id, availability))
+
+    @strawberry.mutation(
+        extensions=[ADMINS], description="Let work through again to an agent that kept failing."
+    )
+    async def reset_agent_circuit(self, info: Info, id: strawberry.ID) -> ResetAgentCircuitResult:
+        return Agent.of(await agents.reset_circuit(info, id))
 
     @strawberry.mutation(
         extensions=[ADMINS], description="Call an agent outside of any job, to see what it says."

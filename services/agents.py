@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -13,10 +14,12 @@ from tortoise.exceptions import IntegrityError
 
 from models import Agent, AgentAvailability, jsontext, statements
 from models.base import uuid7
-from services import agent_http, json_schemas
+from services import agent_http, json_schemas, timers
 from services.agent_http import AgentCallFailed, AgentRequest
-from services.errors import AgentUnavailable, InvalidInput, NotFound, SchemaMismatch
+from services.agent_http.usage import micros
+from services.errors import AgentUnavailable, InvalidInput, NotFound, Problem, SchemaMismatch
 from services.judges.languages import NotEvaluated
+from services.retries import LADDER, RetryPolicyDraft
 from services.runtime import Runtime
 from services.transactions import atomic, current
 from services.values import (
@@ -56,6 +59,12 @@ def _schema(schema: RawJson) -> RawJson:
 Schema = Annotated[Json, AfterValidator(_schema)]
 
 
+def _of_an_agent(policy: RetryPolicyDraft) -> RetryPolicyDraft:
+    if policy.model_dump(include=set(LADDER), exclude_none=True):
+        raise ValueError("reassignAfter and fallbackAgentIds belong to a job")
+    return policy
+
+
 class SaveAgent(Command):
     """An agent to be made, or with `id` to be changed; what is not given stays as it is."""
 
@@ -92,6 +101,26 @@ class SaveAgent(Command):
     max_concurrency: int | None = Field(
         default=None, ge=1, le=1000, description="Requests under way at once. Default 10."
     )
+    rate_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        le=60_000,
+        description="Executions begun a minute, over all workers; a second's worth may begin at "
+        "once. Null removes the limit.",
+    )
+    max_call_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000,
+        description="What one call takes at most, in and out: set aside of a job's budget before "
+        "it. Null: unknown.",
+    )
+    max_call_cost_usd: float | None = Field(
+        default=None,
+        ge=0.000_001,
+        le=1_000_000,
+        description="What one call costs at most, in the same way. Null: unknown.",
+    )
     idempotent: bool | None = Field(
         default=None,
         description="It does the work once per `idempotency-key`, however often it is asked: "
@@ -101,6 +130,9 @@ class SaveAgent(Command):
         default=None,
         description="Send the judge's reasons of the attempt before in the header "
         "`signoff-feedback`. Default false.",
+    )
+    retry_policy: Annotated[RetryPolicyDraft, AfterValidator(_of_an_agent)] | None = Field(
+        default=None, description="For its jobs that say nothing else; replaced as a whole."
     )
 
 
@@ -163,6 +195,7 @@ def _change(agent: Agent, changes: dict[str, Any]) -> None:
     changes |= {"version": agent.version + 1, "updated_at": datetime.now(UTC)}
     current().swap(Agent, seen, changes, refuse)
     current().wake()  # it may take more work now
+    timers.wake_for_agent(agent.id)
     for name, value in changes.items():
         setattr(agent, name, value)
 
@@ -175,10 +208,18 @@ def _columns(rt: Runtime, command: SaveAgent) -> dict[str, Any]:
         | {"idempotent", "accepts_feedback"},
         exclude_none=True,
     )
+    for name in ("rate_per_minute", "max_call_tokens"):
+        if name in command.model_fields_set:
+            columns[name] = getattr(command, name)
+    if "max_call_cost_usd" in command.model_fields_set:
+        usd = command.max_call_cost_usd
+        columns["max_call_micros"] = None if usd is None else micros(Decimal(str(usd)))
     if command.input_schema is not None:
         columns["input_schema_json"] = jsontext.dumps(command.input_schema)
     if command.output_schema is not None:
         columns["output_schema_json"] = jsontext.dumps(command.output_schema)
+    if command.retry_policy is not None:
+        columns["retry_json"] = command.retry_policy.stored()
     if command.auth_header is not None:
         sealed = rt.vault.seal(command.auth_header) if command.auth_header else None
         columns["auth_header_sealed"] = sealed
@@ -221,6 +262,22 @@ async def active(agent_id: UUID) -> Agent:
     if agent.availability is not AgentAvailability.ACTIVE:
         raise AgentUnavailable(agent)
     return agent
+
+
+async def check_fallbacks(policy: RetryPolicyDraft | None, own: UUID | None) -> None:
+    """Raises `InvalidInput` unless those who shall take a job over are others that there are."""
+    wanted = (policy and policy.fallback_agent_ids) or []
+    found = await get_many(wanted) if wanted else []
+    problems = [
+        Problem(
+            ("input", "retryPolicy", "fallbackAgentIds", str(index)),
+            "there is no such agent" if agent is None else "is the job's own agent",
+        )
+        for index, agent in enumerate(found)
+        if agent is None or agent.id == own
+    ]
+    if problems:
+        raise InvalidInput(problems)
 
 
 async def check_input(rt: Runtime, agent: Agent, input: object) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 from pydantic import Field
 
 from models import Job, JobStatus, StatusReason, jsontext
-from services import agents, idempotency, jobs, lifecycle
+from services import agents, dependencies, idempotency, jobs, lifecycle
 from services.actors import Viewer
 from services.errors import InvalidInput
 from services.idempotency import Keyed
@@ -74,7 +74,8 @@ async def _check(rt: Runtime, viewer: Viewer, job: Job, command: AssignJob | Rea
     given = jsontext.loads(job.input_json)
     if isinstance(command, AssignJob) and "input" in command.model_fields_set:
         given = command.input
-    await agents.check_input(rt, await agents.active(command.assign.agent_id), given)
+    agent = await agents.active(command.assign.agent_id)
+    await dependencies.check_input(rt, agent, given, await dependencies.aliases(job))
 
 
 @atomic

@@ -6,14 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from models import Agent, Attempt, CriteriaSet, Job, JobLogType, JobPhase, StatusReason, jsontext
-from services import lifecycle, log
+from models import (
+    Agent,
+    AgentGate,
+    Attempt,
+    CriteriaSet,
+    Job,
+    JobLogType,
+    JobPhase,
+    StatusReason,
+    jsontext,
+)
+from services import lifecycle, log, openings
 from services.actors import SYSTEM
 from services.errors import IllegalTransition, NotFound, VersionConflict
 from services.lifecycle import Event
+from services.openings import Ended, Failure
 from services.runtime import Runtime
 from services.transactions import atomic
-from services.values import public_id
 
 
 @dataclass(slots=True)
@@ -24,11 +34,17 @@ class Run:
     attempt: Attempt
     agent: Agent
     criteria: CriteriaSet
+    gate: AgentGate | None = None
+
+    @property
+    def body(self) -> str:
+        """What the agent is sent: the job's input, with results of other jobs in their place."""
+        return self.attempt.request_json or self.job.input_json
 
     @property
     def key(self) -> str:
         """What the agent knows the work by."""
-        return self.attempt.idempotency_key or public_id("attempt", self.attempt.id)
+        return openings.key_of(self.attempt)
 
 
 OVERTAKEN = (IllegalTransition, VersionConflict, NotFound)
@@ -66,10 +82,23 @@ async def settle(
     reason: StatusReason,
     message: str,
     *,
-    error: Mapping[str, Any] | None = None,
+    error: Failure | None = None,
+    attempt: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> None:
-    """End the attempt, or raise one of `OVERTAKEN`."""
+    """End the attempt, or raise one of `OVERTAKEN`; `attempt` are further columns of it.
+
+    After one that failed by `error` another one may follow: then the job stays in execution.
+    """
+    if error is not None:
+        columns = dict(attempt or {})
+        ended = Ended(this.job, this.attempt, this.agent, event, reason, error, columns, changes)
+        why_not = await openings.follow(rt, ended)
+        if why_not is None:
+            return
+        message += why_not
+        if event is Event.GIVE_BACK and await openings.executed_before(this.job, ended.attempt):
+            event = Event.FAIL
     await lifecycle.move(
         rt,
         this.job,
@@ -77,19 +106,8 @@ async def settle(
         SYSTEM,
         reason=reason,
         message=message,
-        attempt={"error_json": jsontext.dumps(error)} if error else None,
+        attempt=dict(attempt or {})
+        | ({"error_json": jsontext.dumps(error.told())} if error else {}),
         attempt_id=this.attempt.id,
         **changes,
     )
-
-
-def problem(
-    code: str, message: str, *, retryable: bool, may_have_executed: bool
-) -> dict[str, object]:
-    """What an attempt keeps of its failure."""
-    return {
-        "code": code,
-        "message": message,
-        "retryable": retryable,
-        "mayHaveExecuted": may_have_executed,
-    }

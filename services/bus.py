@@ -23,26 +23,32 @@ TIMEOUT_SECONDS = 10
 RETRY_SECONDS = 0.5
 
 
+class Heard(Protocol):
+    """Called for what was told; `work` says that it is not for listeners alone."""
+
+    def __call__(self, *, work: bool) -> None: ...
+
+
 class Bus(Protocol):
-    async def start(self, heard: Callable[[], None]) -> None:
+    async def start(self, heard: Heard) -> None:
         """Begin to call `heard` for what other processes tell."""
         ...
 
     async def stop(self) -> None: ...
 
-    def tell(self) -> None:
-        """Something was committed here."""
+    def tell(self, *, work: bool) -> None:
+        """Something was committed here; `work` says that it is something for workers."""
         ...
 
 
 class NoBus:
     """There is no other process."""
 
-    async def start(self, heard: Callable[[], None]) -> None: ...
+    async def start(self, heard: Heard) -> None: ...
 
     async def stop(self) -> None: ...
 
-    def tell(self) -> None: ...
+    def tell(self, *, work: bool) -> None: ...
 
 
 class PostgresBus:
@@ -55,9 +61,10 @@ class PostgresBus:
         self._dsn = dsn
         self._name = token_hex(8)
         self._news = asyncio.Event()
+        self._work = False
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self, heard: Callable[[], None]) -> None:
+    async def start(self, heard: Heard) -> None:
         self._task = asyncio.create_task(self._keep(heard))
 
     async def stop(self) -> None:
@@ -66,10 +73,11 @@ class PostgresBus:
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    def tell(self) -> None:
+    def tell(self, *, work: bool) -> None:
+        self._work = self._work or work
         self._news.set()
 
-    async def _keep(self, heard: Callable[[], None]) -> None:
+    async def _keep(self, heard: Heard) -> None:
         while True:
             try:
                 await self._connected(heard)
@@ -77,15 +85,16 @@ class PostgresBus:
                 logger.warning("no word from other processes; connecting again", error=repr(error))
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _connected(self, heard: Callable[[], None]) -> None:
+    async def _connected(self, heard: Heard) -> None:
         connect = cast("Callable[..., Awaitable[Any]]", asyncpg.connect)
         connection = await connect(
             self._dsn, timeout=TIMEOUT_SECONDS, command_timeout=TIMEOUT_SECONDS
         )
 
-        def on_message(_: Any, __: int, ___: str, sender: str) -> None:
+        def on_message(_: Any, __: int, ___: str, message: str) -> None:
+            sender, _, work = message.partition(" ")
             if sender != self._name:
-                heard()
+                heard(work=bool(work))
 
         def on_end(_: Any) -> None:
             self._news.set()
@@ -93,11 +102,12 @@ class PostgresBus:
         connection.add_termination_listener(on_end)
         try:
             await connection.add_listener(CHANNEL, on_message)
-            heard()  # whatever was said before there was a connection
+            heard(work=True)  # whatever was said before there was a connection
             while not connection.is_closed():
                 await self._news.wait()
                 self._news.clear()
-                await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, self._name)
+                message, self._work = f"{self._name} {'work' if self._work else ''}", False
+                await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, message)
                 await asyncio.sleep(GAP_SECONDS)
         finally:
             connection.terminate()

@@ -12,47 +12,60 @@ from typing import Any
 import orjson
 
 from models import Agent, AttemptState, Job, JobLogType, JobPhase, StatusReason, jsontext
-from services import agents, attempts
+from services import agents, attempts, budgets, circuits
 from services.agent_http import AgentCallFailed, AgentFault, AgentReply
 from services.attempts import OVERTAKEN, Run
+from services.errors import BudgetExceeded
 from services.lifecycle import Event
+from services.openings import Failure
 from services.runtime import Runtime
 from services.transactions import atomic
 from services.values import public_id
 
+TICK = 0.01
+"""A clock may ring this much early."""
+
 
 async def ask(rt: Runtime, this: Run) -> bool:
     """Get the agent's response on record; False if the job was settled without one."""
-    if _was_cut_off(this) and not this.agent.idempotent:
-        await _lose(rt, this)
+    if not this.agent.idempotent and (_was_cut_off(this) or _is_a_repetition(this)):
+        await _refuse(rt, this)
         return False
     clock = asyncio.get_running_loop().time
-    deadline = clock() + this.agent.timeout_seconds
+    left = await budgets.seconds_left(this)
+    deadline = clock() + min(this.agent.timeout_seconds, left)
     request = agents.request_for(
         rt,
         this.agent,
-        body=this.job.input_json,
+        body=this.body,
         job_id=public_id("job", this.job.id),
         attempt_number=this.attempt.number,
         idempotency_key=this.key,
         feedback=jsontext.loads(this.attempt.feedback_json),
     )
-    # An earlier process may have got through to an agent that may be asked twice; to any other
-    # it did not, or the attempt were lost.
-    executed = this.attempt.started_at is not None and this.agent.idempotent
+    # An earlier process or attempt may have got through to an agent that may be asked twice; to
+    # any other it did not, or this were not done.
+    executed = _is_a_repetition(this) or (
+        this.attempt.started_at is not None and this.agent.idempotent
+    )
     for tries in count(1):
-        await _record_request(rt, this, tries)
         try:
+            await _record_request(rt, this, tries, in_time=left > 0)
             reply = await rt.agents.call(request, deadline=deadline - clock())
+        except BudgetExceeded as over:
+            await budgets.end(rt, this, over, executed=executed)
+            return False
         except AgentCallFailed as failure:
             executed = executed or failure.may_have_executed
             pause = _pause(rt, failure, tries)
             again = _may_repeat(failure, this.agent) and tries < rt.options.agent_tries
             if again and clock() + pause < deadline:
-                await _record_failure(rt, this, failure, pause)
+                await _record_failure(rt, this, failure, pause, executed=executed)
                 await asyncio.sleep(pause)
                 continue
-            await _settle_failure(rt, this, failure, executed=executed)
+            ours = left < this.agent.timeout_seconds and clock() >= deadline - TICK
+            over = budgets.over_time(this) if ours else None
+            await _settle_failure(rt, this, failure, executed=executed, over=over)
             return False
         await _record_response(rt, this, reply)
         return True
@@ -62,6 +75,11 @@ async def ask(rt: Runtime, this: Run) -> bool:
 def _was_cut_off(this: Run) -> bool:
     """Whether a server stopped in the midst of a call; between two tries none was under way."""
     return this.attempt.started_at is not None and this.job.phase is not JobPhase.RETRY_WAIT
+
+
+def _is_a_repetition(this: Run) -> bool:
+    """Whether an earlier attempt may have done this very work."""
+    return this.attempt.idempotency_key is not None
 
 
 def _may_repeat(failure: AgentCallFailed, agent: Agent) -> bool:
@@ -78,14 +96,20 @@ def _pause(rt: Runtime, failure: AgentCallFailed, tries: int) -> float:
 
 
 @atomic
-async def _record_request(rt: Runtime, this: Run, tries: int) -> None:
-    body = this.job.input_json
+async def _record_request(rt: Runtime, this: Run, tries: int, *, in_time: bool) -> None:
+    """Raises `BudgetExceeded` for a call that there is nothing left for."""
+    if not in_time:
+        raise budgets.over_time(this)
+    set_aside = _reserve(this)
+    body = this.body
     started = this.attempt.started_at or datetime.now(UTC)
+    columns = {"state": AttemptState.RUNNING, "started_at": started, "request_json": body}
     await attempts.advance(
         rt,
         this,
         JobPhase.CALLING_AGENT,
-        attempt={"state": AttemptState.RUNNING, "started_at": started, "request_json": body},
+        attempt=columns | set_aside.attempt,
+        **set_aside.job,
     )
     this.attempt.started_at = started
     attempts.tell(
@@ -101,11 +125,28 @@ async def _record_request(rt: Runtime, this: Run, tries: int) -> None:
     )
 
 
+def _reserve(this: Run) -> budgets.Entry:
+    """What is set aside for this very work already is not set aside again."""
+    if budgets.held(this.attempt) != budgets.NOTHING:
+        return budgets.NO_ENTRY
+    return budgets.reserve(this, budgets.of_call(this.agent), f"a call of “{this.agent.name}”")
+
+
+def _release(this: Run, *, executed: bool) -> budgets.Entry:
+    """A call that nobody took cost nothing; of any other one nobody knows."""
+    return budgets.NO_ENTRY if executed else budgets.release(this, budgets.held(this.attempt))
+
+
 @atomic
-async def _record_failure(rt: Runtime, this: Run, failure: AgentCallFailed, pause: float) -> None:
-    await attempts.advance(rt, this, JobPhase.RETRY_WAIT, attempt={})
+async def _record_failure(
+    rt: Runtime, this: Run, failure: AgentCallFailed, pause: float, *, executed: bool
+) -> None:
+    back = _release(this, executed=executed)
+    await attempts.advance(rt, this, JobPhase.RETRY_WAIT, attempt=back.attempt, **back.job)
+    circuits.failed(rt, this, failure)
     message = f"{failure} Trying again in {pause:.1f} s."
-    attempts.tell(this, JobLogType.AGENT_RESPONSE, message, _described(failure))
+    told = _described(failure) | {"retryInSeconds": round(pause, 3)}
+    attempts.tell(this, JobLogType.AGENT_RESPONSE, message, told)
 
 
 def _described(failure: AgentCallFailed) -> dict[str, Any]:
@@ -133,7 +174,11 @@ async def _apply_response(rt: Runtime, this: Run, reply: AgentReply) -> None:
         "latency_ms": reply.latency_ms,
         "responded_at": datetime.now(UTC),
     }
-    await attempts.advance(rt, this, JobPhase.CHECKING_OUTPUT, attempt=columns)
+    taken = budgets.settle(this, budgets.held(this.attempt), reply.usage)
+    await attempts.advance(
+        rt, this, JobPhase.CHECKING_OUTPUT, attempt=columns | taken.attempt, **taken.job
+    )
+    circuits.answered(rt, this)
     for name, value in columns.items():
         setattr(this.attempt, name, value)
     message = f"Answered with {reply.status} after {reply.latency_ms} ms."
@@ -155,11 +200,10 @@ async def log_aborted(rt: Runtime, this: Run) -> None:
 
 
 def _told(reply: AgentReply) -> dict[str, Any]:
-    return {
-        "httpStatus": reply.status,
-        "latencyMs": reply.latency_ms,
-        "body": orjson.Fragment(reply.body),
-    }
+    told = {"httpStatus": reply.status, "latencyMs": reply.latency_ms}
+    if usage := reply.usage.to_json():
+        told["usage"] = usage
+    return told | {"body": orjson.Fragment(reply.body)}
 
 
 REASONS: Mapping[AgentFault, StatusReason] = {
@@ -171,12 +215,30 @@ REASONS: Mapping[AgentFault, StatusReason] = {
 
 @atomic
 async def _settle_failure(
-    rt: Runtime, this: Run, failure: AgentCallFailed, *, executed: bool
+    rt: Runtime,
+    this: Run,
+    failure: AgentCallFailed,
+    *,
+    executed: bool,
+    over: BudgetExceeded | None,
 ) -> None:
-    """An agent that was never reached leaves the job ASSIGNED; else it must be looked at."""
+    """An agent that was never reached leaves the job ASSIGNED; else it must be looked at.
+
+    With `over` it was cut off, since the job's time was over.
+    """
     attempts.tell(this, JobLogType.AGENT_RESPONSE, str(failure), _described(failure))
-    error = attempts.problem(
-        failure.fault, str(failure), retryable=failure.transient, may_have_executed=executed
+    back = _release(this, executed=executed)
+    if over is not None:
+        await budgets.end(rt, this, over, executed=executed, entry=back)
+        return
+    circuits.failed(rt, this, failure)
+    error = Failure(
+        failure.fault,
+        str(failure),
+        retryable=failure.transient,
+        may_have_executed=executed,
+        lasting=_is_lasting(failure),
+        retry_after=failure.retry_after or 0.0,
     )
     never = failure.fault is AgentFault.UNREACHABLE and not executed
     await attempts.settle(
@@ -188,14 +250,28 @@ async def _settle_failure(
         else REASONS.get(failure.fault, StatusReason.AGENT_ERROR),
         str(failure),
         error=error,
+        attempt=back.attempt,
+        **back.job,
     )
 
 
-async def _lose(rt: Runtime, this: Run) -> None:
+def _is_lasting(failure: AgentCallFailed) -> bool:
+    """Whether the agent would say the same to the next attempt."""
+    if failure.fault is AgentFault.UNREACHABLE:
+        return not failure.transient
+    return failure.fault in (AgentFault.REJECTED, AgentFault.REDIRECTED)
+
+
+async def _refuse(rt: Runtime, this: Run) -> None:
+    """The agent may have done the work, and would do it twice if it were asked again."""
+    cut_off = _was_cut_off(this)
+    why = "The server stopped while the agent was at work" if cut_off else "An attempt failed"
     message = (
-        "The server stopped while the agent was at work, and the agent is not declared "
-        "idempotent: it may have done the work, so it was not asked again. Execute the job "
-        "again if that is safe."
+        f"{why}, and the agent is not declared idempotent: it may have done the work, so it was "
+        "not asked again. Execute the job again if that is safe."
     )
-    error = attempts.problem("WORKER_LOST", message, retryable=True, may_have_executed=True)
-    await attempts.settle(rt, this, Event.LOSE, StatusReason.WORKER_LOST, message, error=error)
+    reason = StatusReason.WORKER_LOST if cut_off else StatusReason.AGENT_ERROR
+    code = reason if cut_off else "NOT_REPEATED"
+    error = Failure(code, message, retryable=True, may_have_executed=True)
+    event = Event.LOSE if cut_off else Event.FAIL
+    await attempts.settle(rt, this, event, reason, message, error=error)

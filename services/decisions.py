@@ -26,6 +26,7 @@ from services.actors import Viewer
 from services.errors import InvalidInput, NotFound
 from services.idempotency import Keyed
 from services.lifecycle import Event
+from services.openings import Failure
 from services.runtime import Runtime
 from services.transactions import atomic
 from services.values import AttemptId, Command, JobId, Json, Reason, Version, public_id
@@ -178,13 +179,16 @@ async def review(rt: Runtime, viewer: Viewer, command: Review) -> Job:
             attempt_id=attempt.id,
         )
     )
+    reason = StatusReason.REVIEW_APPROVED if passed else StatusReason.REVIEW_REJECTED
+    rejected = Failure(reason, command.reason, retryable=True, may_have_executed=True)
     return await lifecycle.move(
         rt,
         job,
         event,
         viewer,
-        reason=StatusReason.REVIEW_APPROVED if passed else StatusReason.REVIEW_REJECTED,
+        reason=reason,
         message=command.reason,
+        attempt=None if passed else {"error_json": jsontext.dumps(rejected.told())},
         attempt_id=attempt.id,
         **changes,
     )

@@ -3,12 +3,14 @@
 The rows decide. What the worker runs is what they say it runs: an entry that is its own and not
 under way here is begun, a run whose entry is gone is ended. A worker that is not seen for the
 length of the lease loses its entries to the others; what it still writes afterwards is refused,
-since whoever takes over moves the job's version on.
+since whoever takes over moves the job's version on. Signs of life wait for nothing else: they go
+by a task and a connection of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
@@ -21,7 +23,9 @@ from uuid import UUID
 import structlog
 
 from models.base import uuid7
+from models.statements import Unavailable
 from services import queue
+from services.errors import DatabaseUnavailable
 from services.queue import Orphan, Taken
 
 logger = structlog.get_logger(__name__)
@@ -31,9 +35,14 @@ Key = tuple[UUID, int]
 
 POLL_SECONDS = 1.0
 """How late what nobody told of is seen."""
+COMPARE_SECONDS = 0.05
+"""How late a run is ended at most whose attempt another process has ended."""
 MAX_FAILURES = 5
-STOP_SECONDS = 3.0
+STOP_SECONDS = 2.0
 """For handing back what still runs at the end of the grace."""
+LEAVE_SECONDS = 1.0
+AWAY = (Unavailable, DatabaseUnavailable)
+"""No failure of the run: the database did not answer it."""
 
 _own: ContextVar[Key | None] = ContextVar("own", default=None)
 
@@ -43,8 +52,8 @@ class Work:
     """What the engine calls.
 
     `run` does an attempt, `give_up` settles one whose runs fail unexpectedly, `aborted` notes
-    that a run was ended since its attempt had been, `take_over` frees an execution of a lost
-    worker, `due` does what the clock asks for and returns when it asks again.
+    what a run was cut off from that is not this worker's any more, `take_over` frees an
+    execution of a lost worker, `due` does what the clock asks for and returns when it asks again.
     """
 
     run: Callable[[UUID, int], Awaitable[None]]
@@ -74,47 +83,52 @@ class Engine:
         self._aborted: set[Key] = set()
         self._news = asyncio.Event()
         self._alarm: datetime | None = None
-        self._polled_at = 0.0
+        self._polled_at = self._compared_at = -math.inf
+        self._to_compare = False
         self._stopping = False
+        self._turn = asyncio.Lock()
+        self._seen_at = self._patient_until = -math.inf
         self._tasks: list[asyncio.Task[None]] = []
-        self._trouble: str | None = None
+        self._troubles: dict[str, str] = {}
         self._work: Work | None = None
 
     async def start(self, work: Work) -> None:
         """Begin to work, with what was left behind."""
         self._work = work
         await self._enter()
-        await self._take_over()
+        self._seen_at = asyncio.get_running_loop().time()
+        if self._alone:
+            await self._take_over()
         resumed = await queue.reconcile()
         if resumed:
             logger.info("queued executions that no queue knew of", count=resumed)
-        self._tasks = [
-            asyncio.create_task(self._kept(self._round)),
-            asyncio.create_task(self._kept(self._beat)),
-        ]
+        steps = {"work": self._round, "heartbeat": self._beat, "taking over": self._rescue}
+        self._tasks = [asyncio.create_task(self._kept(*each)) for each in steps.items()]
         self._news.set()
 
     async def stop(self, grace_seconds: float) -> None:
         """Take no new work, give what runs its time, hand the rest back."""
         self._stopping = True
-        for task in self._tasks[:1]:
-            await _end(task)
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=grace_seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                async with self._turn:  # what is being taken is begun
+                    pass
+                while self._running:
+                    await asyncio.wait(self._running.values())
         for task in self._running.values():
             task.cancel()
         if self._running:
             await asyncio.wait(self._running.values(), timeout=STOP_SECONDS)
-        for task in self._tasks[1:]:
+        for task in self._tasks:
             await _end(task)
         if self._work is not None:
             with suppress(Exception):  # the others find out
-                async with asyncio.timeout(STOP_SECONDS):
+                async with asyncio.timeout(LEAVE_SECONDS):
                     await queue.leave(self._id)
 
     def healthy(self) -> str | None:
         """What is wrong with the worker; None if it is well, or if there is none."""
-        return self._trouble
+        return next(iter(self._troubles.values()), None)
 
     @property
     def running(self) -> int:
@@ -131,40 +145,52 @@ class Engine:
 
     def heard(self) -> None:
         """Another process wrote something: an entry more, or one less."""
-        self._polled_at = 0.0
+        self._to_compare = True
         self._news.set()
 
     def abort(self, ended: Iterable[Key]) -> None:
         """End the runs of attempts that have ended, except the one that ended its own."""
         for key in ended:
-            if key in self._running and key != _own.get():
+            # Once each: a second cancel would hit what is done about the first.
+            if key in self._running and key not in self._aborted and key != _own.get():
                 self._aborted.add(key)
                 self._running[key].cancel()
 
-    async def _kept(self, step: Callable[[], Awaitable[None]]) -> None:
+    async def _kept(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
         """Repeat `step` for ever; a database that is away is waited for."""
         while True:
             try:
                 await step()
-                self._trouble = None
+                self._troubles.pop(name, None)
             except Exception as error:
-                if self._trouble is None:
-                    logger.exception("the worker is in trouble; trying again")
-                self._trouble = f"the worker cannot go on: {error!r}"
-                await asyncio.sleep(POLL_SECONDS)
+                if name not in self._troubles:
+                    logger.exception("the worker is in trouble; trying again", step=name)
+                self._troubles[name] = f"the worker cannot go on: {error!r}"
+                await asyncio.sleep(min(POLL_SECONDS, self._heartbeat))
 
     async def _enter(self) -> None:
         self._id = uuid7()
         await queue.enter(self._id, f"{socket.gethostname()}:{os.getpid()}", alone=self._alone)
 
     async def _beat(self) -> None:
+        """Give a sign of life; one that does not get through in time is given anew."""
         await asyncio.sleep(self._heartbeat)
-        if not await queue.beat(self._id, self._lease):
-            logger.warning("the lease was lost; beginning anew")
-            self.abort(list(self._running))
-            await self._enter()
-        await self._take_over()
-        await queue.bury(self._lease)
+        async with asyncio.timeout(self._lease / 3):
+            if not await queue.beat(self._id):
+                logger.warning("taken for lost; beginning anew")
+                await self._enter()
+                self.heard()
+        now = asyncio.get_running_loop().time()
+        if self._seen_at < now - self._lease:
+            # Nobody was seen while the database was away; let the others be seen first.
+            self._patient_until = now + self._lease
+        self._seen_at = now
+
+    async def _rescue(self) -> None:
+        await asyncio.sleep(self._heartbeat)
+        if asyncio.get_running_loop().time() >= self._patient_until:
+            await self._take_over()
+            await queue.bury(self._lease)
 
     async def _take_over(self) -> None:
         assert self._work is not None  # noqa: S101
@@ -175,22 +201,37 @@ class Engine:
         """Wait until there may be something to do, and do it."""
         await self._wait()
         self._news.clear()
-        now = datetime.now(UTC)
-        clock = asyncio.get_running_loop().time()
+        async with self._turn:
+            await self._look()
+
+    async def _look(self) -> None:
+        now, clock = datetime.now(UTC), asyncio.get_running_loop().time()
         polling = clock >= self._polled_at + POLL_SECONDS
         if polling or (self._alarm is not None and self._alarm <= now):
-            assert self._work is not None  # noqa: S101
-            self._alarm = None
-            self._set_alarm(await self._work.due(now), await queue.wake(now))
-        if polling:
-            self._polled_at = clock
-            await self._compare()
+            await self._look_at_clock(now)
+        if polling or self._to_compare:
+            await self._compare_in_time(now, clock, polling=polling)
         slots = self._max_tasks - len(self._running)
-        if slots > 0:
+        if slots > 0 and not self._stopping:
             found = await queue.take(self._id, slots, suspects=not self._suspects)
             self._set_alarm(found.again_at)
             for each in found.taken:
                 self._begin(each)
+        if polling:
+            self._polled_at = clock
+
+    async def _look_at_clock(self, now: datetime) -> None:
+        assert self._work is not None  # noqa: S101
+        self._alarm = None
+        self._set_alarm(await self._work.due(now), await queue.wake(now))
+
+    async def _compare_in_time(self, now: datetime, clock: float, *, polling: bool) -> None:
+        """Compare now, or soon, if it was done just now: other processes tell of a lot."""
+        if not polling and clock < self._compared_at + COMPARE_SECONDS:
+            self._set_alarm(now + timedelta(seconds=COMPARE_SECONDS))
+            return
+        self._compared_at, self._to_compare = clock, False
+        await self._compare()
 
     async def _wait(self) -> None:
         seconds = POLL_SECONDS
@@ -198,7 +239,8 @@ class Engine:
             left = (self._alarm - datetime.now(UTC)).total_seconds()
             seconds = min(seconds, max(0.0, left))
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
 
     async def _compare(self) -> None:
         """What the rows say runs here, against what does."""
@@ -206,7 +248,8 @@ class Engine:
         rows = {each.key: each for each in await queue.mine(self._id)}
         self.abort(before - rows.keys())
         for key in rows.keys() - before - self._running.keys():
-            self._begin(rows[key])
+            if not self._stopping:
+                self._begin(rows[key])
 
     def _begin(self, it: Taken) -> None:
         task = asyncio.create_task(self._do(it))
@@ -228,9 +271,12 @@ class Engine:
             await self._work.run(*it.key)
         except asyncio.CancelledError:
             await self._cancelled(it)
+        except AWAY as error:
+            logger.warning("the database is away; going on later", error=repr(error))
+            await self._put_off(it, failures=it.failures)
         except Exception:
             logger.exception("a run failed unexpectedly", job_id=it.job_id, attempt=it.number)
-            await self._failed(it)
+            await self._put_off(it, failures=it.failures + 1)
 
     async def _cancelled(self, it: Taken) -> None:
         assert self._work is not None  # noqa: S101
@@ -242,10 +288,9 @@ class Engine:
         except Exception:
             logger.exception("the end of a run could not be noted", job_id=it.job_id)
 
-    async def _failed(self, it: Taken) -> None:
+    async def _put_off(self, it: Taken, *, failures: int) -> None:
         """Another try later; the rows have to know, so a database that is away is waited for."""
         assert self._work is not None  # noqa: S101
-        failures = it.failures + 1
         ready_at = datetime.now(UTC) + timedelta(seconds=2**failures)
         while True:
             try:
@@ -254,6 +299,8 @@ class Engine:
                 else:
                     await queue.release(self._id, it, failures=failures, ready_at=ready_at)
                     self.wake(ready_at)
+            except AWAY:
+                await asyncio.sleep(POLL_SECONDS)
             except Exception:
                 logger.exception("the failed run could not be noted; trying again")
                 await asyncio.sleep(POLL_SECONDS)

@@ -19,9 +19,14 @@ class ErrorCode(StrEnum):
     INVALID_TRANSITION = "INVALID_TRANSITION"
     VERSION_CONFLICT = "VERSION_CONFLICT"
     IDEMPOTENCY_MISMATCH = "IDEMPOTENCY_MISMATCH"
+    DEPENDENCY_CYCLE = "DEPENDENCY_CYCLE"
+    DEPENDENCIES_UNMET = "DEPENDENCIES_UNMET"
     AGENT_UNAVAILABLE = "AGENT_UNAVAILABLE"
     INPUT_SCHEMA = "INPUT_SCHEMA"
+    BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
+    LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
     SLOW_CONSUMER = "SLOW_CONSUMER"
+    UNAVAILABLE = "UNAVAILABLE"
 
 
 class SignoffError(Exception):
@@ -36,6 +41,18 @@ class Problem:
 
     path: tuple[str, ...]
     message: str
+
+
+class DatabaseUnavailable(SignoffError):
+    """The database did not answer, or could not take it."""
+
+    code = ErrorCode.UNAVAILABLE
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The database cannot be reached, or cannot take this, at the moment; try again. "
+            "Whether this was done is unknown: with an idempotencyKey it is done once."
+        )
 
 
 class NotFound(SignoffError):
@@ -118,6 +135,30 @@ class AgentUnavailable(SignoffError):
         self.agent = agent
 
 
+class DependencyProblem(SignoffError):
+    """`jobs` stand in the way, among them perhaps some that the caller must not see."""
+
+    def __init__(self, message: str, jobs: Sequence[Job]) -> None:
+        super().__init__(message)
+        self.jobs = tuple(jobs)
+
+
+class DependenciesUnmet(DependencyProblem):
+    code = ErrorCode.DEPENDENCIES_UNMET
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job]) -> DependenciesUnmet:
+        waits = "a job that is" if len(jobs) == 1 else f"{len(jobs)} jobs that are"
+        return cls(f"It waits for {waits} not completed.", jobs)
+
+
+class DependencyCycle(DependencyProblem):
+    code = ErrorCode.DEPENDENCY_CYCLE
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        super().__init__(f"The job would wait for itself, in a circle of {len(jobs)}.", jobs)
+
+
 class IdempotencyConflict(SignoffError):
     code = ErrorCode.IDEMPOTENCY_MISMATCH
 
@@ -127,3 +168,19 @@ class IdempotencyConflict(SignoffError):
             "use a new key for a new request."
         )
         self.original_request_at = original_request_at
+
+
+class LimitExceeded(SignoffError):
+    """Something has as many as it may have."""
+
+    code = ErrorCode.LIMIT_EXCEEDED
+
+    def __init__(self, message: str, limit: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+class BudgetExceeded(SignoffError):
+    """The next call could take more than is left of a job's budget."""
+
+    code = ErrorCode.BUDGET_EXCEEDED

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import Any
 from uuid import UUID
 
-import orjson
 import structlog
 from pydantic import Field
 
 from models import (
     Agent,
+    AgentGate,
     Attempt,
-    AttemptState,
     CriteriaSet,
     Job,
     JobLogType,
@@ -28,16 +26,26 @@ from models import (
     QueueEntry,
     QueueState,
     StatusReason,
-    Verdict,
-    jsontext,
     statements,
 )
-from services import attempts, calling, idempotency, jobs, judging, lifecycle, queue
-from services.actors import Viewer
+from services import (
+    attempts,
+    budgets,
+    calling,
+    dependencies,
+    idempotency,
+    jobs,
+    judging,
+    lifecycle,
+    openings,
+    queue,
+)
+from services.actors import Actor, Viewer
 from services.attempts import OVERTAKEN, Run
-from services.errors import NotFound
+from services.errors import InvalidInput, NotFound
 from services.idempotency import Keyed
 from services.lifecycle import Event
+from services.openings import Failure
 from services.queue import Orphan
 from services.runtime import Runtime
 from services.transactions import atomic, current
@@ -57,13 +65,20 @@ class ExecuteJob(Keyed):
     feedback: LongText | None = Field(
         default=None, description="A hint for the agent, if it accepts feedback."
     )
+    when_ready: bool = Field(
+        default=False,
+        description="If it cannot start now, let it start by itself as soon as its runAt, the jobs "
+        "it depends on and its agent allow.",
+    )
 
 
 async def execute(rt: Runtime, viewer: Viewer, command: ExecuteJob) -> Job:
     """Accept an execution, and wait for its outcome if asked to.
 
     Raises `NotFound`, `Forbidden`, `VersionConflict`, `IllegalTransition`,
-    `AgentUnavailable` and `IdempotencyConflict`.
+    `AgentUnavailable`, `BudgetExceeded`, `LimitExceeded` and `IdempotencyConflict`,
+    `DependenciesUnmet` for a job that waits for others or for a result that is not there, and
+    `SchemaMismatch` or `InvalidInput` for an input made of results that does not fit.
     """
     do = partial(_execute, rt, viewer, command)
     job = await idempotency.once(rt, viewer, command, command.id, do)
@@ -75,15 +90,35 @@ async def execute(rt: Runtime, viewer: Viewer, command: ExecuteJob) -> Job:
 @atomic
 async def _execute(rt: Runtime, viewer: Viewer, command: ExecuteJob) -> Job:
     job, agent = await jobs.with_agent(viewer, command.id)
+    if command.when_ready and job.status in lifecycle.RULES[Event.ARM].sources:
+        why = lifecycle.refusal(job, Event.EXECUTE, agent, await dependencies.unmet(job))
+        if why is not None:
+            return await _arm(rt, viewer, job, command, str(why))
     return await accept(
         rt, viewer, job, agent, feedback=command.feedback, expected_version=command.expected_version
+    )
+
+
+async def _arm(rt: Runtime, viewer: Viewer, job: Job, command: ExecuteJob, why: str) -> Job:
+    """Let it start by itself later on."""
+    if command.feedback is not None:
+        message = f"cannot be kept until the job starts: {why}"
+        raise InvalidInput.at("input", "feedback", message=message)
+    return await lifecycle.move(
+        rt,
+        job,
+        Event.ARM,
+        viewer,
+        expected_version=command.expected_version,
+        message=f"It starts by itself when it can. {why}",
+        armed=True,
     )
 
 
 @atomic
 async def accept(
     rt: Runtime,
-    viewer: Viewer,
+    viewer: Actor | Viewer,
     job: Job,
     agent: Agent | None,
     *,
@@ -91,27 +126,28 @@ async def accept(
     expected_version: int | None = None,
 ) -> Job:
     """Open the next attempt and hand it to the engine."""
-    lifecycle.demand(job, Event.EXECUTE, viewer, agent=agent, expected_version=expected_version)
-    assert agent is not None  # noqa: S101 - the guard of EXECUTE
-    hints = await _feedback(job, feedback) if agent.accepts_feedback else []
-    attempt = Attempt(
-        job_id=job.id,
-        agent_id=agent.id,
-        number=job.attempt_count + 1,
-        state=AttemptState.QUEUED,
-        criteria_version=job.criteria_version,
-        feedback_json=jsontext.dumps(hints),
-        agent_snapshot_json=jsontext.dumps(_snapshot(agent)),
+    unmet = await dependencies.unmet(job)
+    lifecycle.demand(
+        job, Event.EXECUTE, viewer, agent=agent, unmet=unmet, expected_version=expected_version
     )
+    assert agent is not None  # noqa: S101 - the guard of EXECUTE
+    await _admit(rt, viewer, job, agent)
+    hints = await _feedback(job, feedback) if agent.accepts_feedback else []
+    attempt = openings.attempt(job, agent, hints)
+    attempt.request_json = await dependencies.body(rt, job, agent)
     await lifecycle.move(
         rt,
         job,
         Event.EXECUTE,
         viewer,
         agent=agent,
+        unmet=unmet,
         reason=StatusReason.EXECUTION_REQUESTED,
         phase=JobPhase.QUEUED,
         attempt_count=attempt.number,
+        first_attempt=attempt.number,
+        agent_attempts=1,
+        fallbacks_used=0,
         attempt_id=attempt.id,
     )
     current().insert(attempt)
@@ -119,17 +155,11 @@ async def accept(
     return job
 
 
-def _snapshot(agent: Agent) -> dict[str, Any]:
-    """What an attempt keeps of its agent; nothing secret."""
-    return {
-        "name": agent.name,
-        "version": agent.version,
-        "timeoutSeconds": agent.timeout_seconds,
-        "maxConcurrency": agent.max_concurrency,
-        "idempotent": agent.idempotent,
-        "inputSchema": orjson.Fragment(agent.input_schema_json),
-        "outputSchema": orjson.Fragment(agent.output_schema_json),
-    }
+async def _admit(rt: Runtime, by: Actor | Viewer, job: Job, agent: Agent) -> None:
+    """Raise `BudgetExceeded` or `LimitExceeded`; what the system starts is never refused."""
+    if isinstance(by, Viewer):
+        budgets.demand(job, budgets.of_call(agent), f"another call of “{agent.name}”")
+        await rt.bound.admit()
 
 
 async def _feedback(job: Job, hint: str | None) -> list[str]:
@@ -137,9 +167,7 @@ async def _feedback(job: Job, hint: str | None) -> list[str]:
     hints = [hint] if hint else []
     if job.status_reason is StatusReason.REVIEW_REJECTED and job.status_message:
         hints.append(job.status_message)
-    judged = Verdict.filter(job_id=job.id, criteria_set__version=job.criteria_version)
-    latest = await judged.order_by("-created_at", "-id").first()
-    return hints + (judging.reasons(latest) if latest else [])
+    return hints + await openings.latest_reasons(job)
 
 
 async def outcome(rt: Runtime, job: Job, seconds: float) -> Job:
@@ -163,6 +191,7 @@ ATTEMPT = """"jobs" t0
     JOIN "attempts" t1 ON t1.job_id = t0.id AND t1.number = $2
     JOIN "agents" t2 ON t2.id = t1.agent_id
     JOIN "criteria_sets" t3 ON t3.job_id = t0.id AND t3.version = t1.criteria_version
+    LEFT JOIN "agent_gates" t4 ON t4.agent_id = t1.agent_id
     WHERE t0.id = $1"""
 
 
@@ -173,7 +202,7 @@ async def _under_way(job_id: UUID, number: int) -> Run | None:
 
 
 async def _attempt(job_id: UUID, number: int) -> Run | None:
-    tables = (Job, Attempt, Agent, CriteriaSet)
+    tables = (Job, Attempt, Agent, CriteriaSet, AgentGate)
     found = await statements.fetch_joined(tables, ATTEMPT, str(job_id), number)
     return Run(*found) if found else None
 
@@ -253,6 +282,7 @@ async def _give_up(rt: Runtime, this: Run, why: str) -> None:
             await judging.leave_to_review(rt, this, f"{why} The agent's response is kept.")
             return
         message = f"{why} Execute the job again if that is safe."
-        error = attempts.problem("WORKER_LOST", message, retryable=True, may_have_executed=True)
+        asked = this.attempt.started_at is not None or this.attempt.idempotency_key is not None
         reason = StatusReason.WORKER_LOST
+        error = Failure(reason, message, retryable=True, may_have_executed=asked)
         await attempts.settle(rt, this, Event.LOSE, reason, message, error=error)

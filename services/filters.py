@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from tortoise.expressions import Q, Subquery
 
 from models import AgentAvailability, JobPhase, JobPriority, JobStatus, JobTag
+from services import dependencies
 from services.actors import Viewer
 from services.errors import InvalidInput
 from services.values import AgentId, Command, JobId, Text
@@ -152,6 +153,10 @@ class JobFilter(Command):
     tags: StringListComparator | None = None
     created_at: DateComparator | None = None
     updated_at: DateComparator | None = None
+    due_at: DateComparator | None = None
+    blocked: bool | None = Field(
+        default=None, description="Whether it waits for jobs that it depends on."
+    )
     archived: BooleanComparator | None = None
 
 
@@ -213,9 +218,12 @@ def _job(where: JobFilter) -> Q:
         *_members("created_by_id", where.created_by),
         *_dates("created_at", where.created_at),
         *_dates("updated_at", where.updated_at),
+        *_due(where.due_at),
         *([agent_condition(where.agent, "agent__")] if where.agent else []),
         *_tags(where.tags),
     ]
+    if where.blocked is not None:
+        parts.append(dependencies.blocked() if where.blocked else ~dependencies.blocked())
     if where.archived is not None and where.archived.eq is not None:
         parts.append(Q(archived_at__isnull=not where.archived.eq))
     return _all(parts)
@@ -306,6 +314,12 @@ def _dates(column: str, where: DateComparator | None) -> list[Q]:
         _where(f"{column}__{name}", instant(text))
         for name, text in where.model_dump(exclude_none=True).items()
     ]
+
+
+def _due(where: DateComparator | None) -> list[Q]:
+    """A job without such a date is in no span of time: `not` must find it."""
+    found = _dates("due_at", where)
+    return [Q(due_at__isnull=False), *found] if found else []
 
 
 def _tagged(*tags: str) -> Q:

@@ -14,6 +14,7 @@ from models import (
     Agent,
     CriteriaSet,
     CriterionKind,
+    DependencyPolicy,
     Job,
     JobLog,
     JobLogType,
@@ -25,12 +26,16 @@ from models import (
     statements,
 )
 from models.base import uuid7
-from services import agents, criteria, idempotency, lifecycle, log
+from services import agents, criteria, dependencies, idempotency, lifecycle, log, plans, timers
 from services.actors import Viewer
+from services.budgets import BudgetDraft
 from services.criteria import Checklist, CriteriaDraft
+from services.dependencies import Dependencies
 from services.errors import Forbidden, NotFound
 from services.idempotency import Keyed
 from services.lifecycle import Event
+from services.plans import ChangedPlan, NewPlan
+from services.retries import RetryPolicyDraft
 from services.runtime import Runtime
 from services.transactions import atomic, current
 from services.values import (
@@ -62,19 +67,34 @@ class Assign(Command):
     agent_id: AgentId | None
 
 
-class CreateJob(Keyed):
+class CreateJob(Keyed, NewPlan):
     """A job to be made."""
 
     name: Name = Field(description="Shown in lists.")
     description: LongText = Field(default="", description="What is to be done.")
     acceptance_criteria: CriteriaDraft = Field(description="What the judge checks against.")
-    input: Json | None = Field(default=None, description="The body that the agent is sent.")
+    input: Json | None = Field(
+        default=None,
+        description="The body that the agent is sent; it may refer to results of `dependsOn`.",
+    )
     assign: Assign | None = Field(default=None, description="Absent: it waits as PENDING.")
     priority: JobPriority = JobPriority.NORMAL
     tags: Tags = Field(default=[], description="For filters; at most 50.")
+    retry_policy: RetryPolicyDraft | None = Field(
+        default=None, description="What is tried again; absent: as its agent says."
+    )
+    budget: BudgetDraft | None = Field(
+        default=None, description="What it may take; absent: no limit."
+    )
+    depends_on: Dependencies = Field(
+        default=[], description="Jobs that must be completed first; at most 100."
+    )
+    on_dependency_cancelled: DependencyPolicy = Field(
+        default=DependencyPolicy.BLOCK, description="If one of `dependsOn` is cancelled."
+    )
 
 
-class UpdateJob(Command):
+class UpdateJob(ChangedPlan):
     """What is to change; absent fields stay as they are."""
 
     id: JobId
@@ -87,16 +107,32 @@ class UpdateJob(Command):
     input: Json | None = None
     priority: JobPriority | None = None
     tags: Tags | None = None
+    budget: BudgetDraft | None = Field(
+        default=None, description="Replaces the whole budget; null removes it."
+    )
+    retry_policy: RetryPolicyDraft | None = Field(
+        default=None, description="Replaces the whole policy; null: as its agent says."
+    )
+    depends_on: Dependencies | None = Field(
+        default=None, description="Replaces all of them; at most 100."
+    )
 
 
 async def create(rt: Runtime, viewer: Viewer, command: CreateJob) -> Job:
-    """Raises `NotFound`, `AgentUnavailable`, `SchemaMismatch`, `IdempotencyConflict`."""
+    """Raises `NotFound`, `AgentUnavailable`, `SchemaMismatch`, `IdempotencyConflict`.
+
+    And `InvalidInput` for times that cannot be, and for references to results of no job.
+    """
     job_id = uuid7()
     agent_id = command.assign.agent_id if command.assign else None
 
     async def check() -> None:
-        if agent_id is not None:
-            await agents.check_input(rt, await agents.active(agent_id), command.input)
+        plans.check(command)
+        await dependencies.check(viewer, command.depends_on)
+        agent = await agents.active(agent_id) if agent_id else None
+        named = dependencies.named(command.depends_on)
+        await dependencies.check_input(rt, agent, command.input, named)
+        await agents.check_fallbacks(command.retry_policy, agent_id)
 
     do = partial(_create, rt, viewer, command, job_id, agent_id)
     return await idempotency.once(rt, viewer, command, job_id, do, check=check)
@@ -119,6 +155,15 @@ async def _create(
         status_message=_missing_judge(rt, checklist),
         status_changed_at=datetime.now(UTC),
         priority=command.priority,
+        retry_json=command.retry_policy.stored() if command.retry_policy else None,
+        budget_json=command.budget.stored() if command.budget else None,
+        run_at=command.run_at,
+        due_at=command.due_at,
+        expires_at=command.expiry(),
+        auto_execute=command.auto_execute,
+        armed=command.auto_execute,
+        dependency_count=len(command.depends_on),
+        dependency_policy=command.on_dependency_cancelled,
         created_by_kind=viewer.kind,
         created_by_id=viewer.id,
         created_by_name=viewer.name,
@@ -126,6 +171,8 @@ async def _create(
     current().insert(job)
     _write_criteria(job, checklist)
     _write_tags(job, command.tags)
+    dependencies.write(job, command.depends_on)
+    timers.begin(job)
     lifecycle.log_status(job, None, None, viewer, job.status_message)
     return job
 
@@ -159,11 +206,30 @@ def _write_tags(job: Job, tags: Sequence[str]) -> None:
 
 
 async def update(rt: Runtime, viewer: Viewer, command: UpdateJob) -> Job:
-    """Raises `NotFound`, `Forbidden`, `IllegalTransition`, `VersionConflict`, `SchemaMismatch`."""
+    """Raises `NotFound`, `Forbidden`, `IllegalTransition`, `VersionConflict`, `SchemaMismatch`.
+
+    `DependencyCycle` and `InvalidInput` too.
+    """
     job = await get(viewer, command.id)
-    if "input" in command.model_fields_set and job.agent_id:
-        await agents.check_input(rt, await agents.get(job.agent_id), command.input)
+    plans.check(command, job)
+    await dependencies.check(viewer, command.depends_on or ())
+    await _check_input(rt, job, command)
+    await agents.check_fallbacks(command.retry_policy, job.agent_id)
     return await _update(rt, viewer, job, command)
+
+
+async def _check_input(rt: Runtime, job: Job, command: UpdateJob) -> None:
+    """The new input, or the one it has, goes with the agent and with what it depends on."""
+    new = "input" in command.model_fields_set
+    if not new and command.depends_on is None:
+        return
+    agent = await agents.get(job.agent_id) if job.agent_id and new else None
+    given = command.input if new else jsontext.loads(job.input_json)
+    if command.depends_on is None:
+        named = await dependencies.aliases(job)
+    else:
+        named = dependencies.named(command.depends_on)
+    await dependencies.check_input(rt, agent, given, named)
 
 
 @atomic
@@ -172,8 +238,16 @@ async def _update(rt: Runtime, viewer: Viewer, job: Job, command: UpdateJob) -> 
     changes: dict[str, Any] = command.model_dump(
         include={"name", "description", "priority"}, exclude_none=True
     )
+    changes |= command.columns()
     if "input" in given:
         changes["input_json"] = jsontext.dumps(command.input)
+    if "budget" in given:
+        changes["budget_json"] = command.budget.stored() if command.budget else None
+    if "retry_policy" in given:
+        changes["retry_json"] = command.retry_policy.stored() if command.retry_policy else None
+    if command.depends_on is not None:
+        await dependencies.replace(job, command.depends_on)
+        changes["dependency_count"] = len(command.depends_on)
     checklist = None
     if command.acceptance_criteria is not None:
         checklist = criteria.checklist(command.acceptance_criteria)

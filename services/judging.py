@@ -19,9 +19,13 @@ from models import (
     VerdictOutcome,
     jsontext,
 )
-from services import attempts, json_schemas, telemetry, tracing
+from services import attempts, budgets, json_schemas, openings, telemetry, tracing
+from services.agent_http import Reported
+from services.agent_http.usage import NOTHING as UNREPORTED
 from services.attempts import Run
+from services.budgets import NO_ENTRY, NOTHING, Amount, Entry
 from services.criteria import Checklist, Criterion
+from services.errors import BudgetExceeded
 from services.judges import checks
 from services.judges.base import (
     CriterionResult,
@@ -35,6 +39,7 @@ from services.judges.base import (
 from services.judges.decision import Decision, decide
 from services.judges.languages import NotEvaluated
 from services.lifecycle import Event
+from services.openings import Failure
 from services.runtime import Runtime
 from services.tracing import ERROR, Kind
 from services.transactions import atomic, current
@@ -48,8 +53,8 @@ class Judgement:
     results: list[CriterionResult]
     judge: dict[str, Any]
     response: Any = None
-    input_tokens: int = 0
-    output_tokens: int = 0
+    used: Reported = UNREPORTED
+    reserved: Amount = NOTHING
     latency_ms: int = 0
 
     @property
@@ -73,10 +78,10 @@ async def judge(rt: Runtime, this: Run) -> None:
     if mismatch:
         where = mismatch.pointer or "the top"
         message = f"The response does not fit the outputSchema at {where}: {mismatch.message}"
-        error = attempts.problem(
-            "OUTPUT_SCHEMA_INVALID", message, retryable=True, may_have_executed=True
-        )
         reason = StatusReason.OUTPUT_SCHEMA_INVALID
+        error = Failure(
+            reason, message, retryable=True, may_have_executed=True, reasons=[message]
+        )
         await attempts.settle(rt, this, Event.FAIL, reason, message, error=error)
         return
     checklist = Checklist(
@@ -85,12 +90,16 @@ async def judge(rt: Runtime, this: Run) -> None:
         pass_threshold=this.criteria.pass_threshold,
     )
     subject = Subject(
-        input=jsontext.loads(this.job.input_json),
+        input=jsontext.loads(this.body),
         output=output,
         job={"name": this.job.name, "description": this.job.description},
         latency_ms=this.attempt.latency_ms or 0,
     )
-    judgement = await _judgement(rt, this, checklist, subject)
+    try:
+        judgement = await _judgement(rt, this, checklist, subject)
+    except BudgetExceeded as over:
+        await budgets.end(rt, this, over, executed=True)
+        return
     try:
         await _apply(rt, this, judgement, decide(checklist, judgement.results))
     except attempts.OVERTAKEN:
@@ -105,15 +114,16 @@ async def leave_to_review(rt: Runtime, this: Run, why: str) -> None:
     await _await_review(rt, this, why)
 
 
-async def _await_review(rt: Runtime, this: Run, why: str) -> None:
+async def _await_review(rt: Runtime, this: Run, why: str, taken: Entry = NO_ENTRY) -> None:
     """A broken or missing judge neither passes nor rejects: a person decides."""
     await attempts.advance(
         rt,
         this,
         JobPhase.AWAITING_REVIEW,
-        attempt={},
+        attempt=taken.attempt,
         status_reason=StatusReason.VALIDATOR_ERROR,
         status_message=storable(why),
+        **taken.job,
     )
 
 
@@ -154,13 +164,36 @@ async def _ask(rt: Runtime, this: Run, subject: Subject, judged: list[Criterion]
         return Judgement(errored(judged, why), {"kind": "llm", "model": None})
     request = rt.judge.prepare(subject, judged)
     identity = {"kind": "llm", "model": rt.judge.model, "promptHash": request.prompt_hash}
-    await _record_request(rt, this, identity | {"request": request.to_json()})
+    reserved = budgets.of_question(rt.options, request)
+    in_time = await budgets.seconds_left(this) > 0
+    payload = identity | {"request": request.to_json()}
+    await _record_request(rt, this, payload, reserved, in_time=in_time)
     try:
         answer = await _call(rt, rt.judge, request)
     except JudgeFailed as failure:
         raw = {"error": failure.code, "raw": failure.raw}
-        return Judgement(errored(judged, str(failure)), identity, raw)
-    return _answered(answer, identity)
+        used = _reported(rt, failure.tokens)
+        results = errored(judged, str(failure))
+        return Judgement(results, _priced(identity, used), raw, used, reserved)
+    tokens = (answer.input_tokens, answer.output_tokens)
+    used = _reported(rt, tokens if any(tokens) else None)
+    return Judgement(
+        list(answer.results),
+        _priced(identity | {"model": answer.model}, used),
+        answer.raw,
+        used,
+        reserved,
+        answer.latency_ms,
+    )
+
+
+def _reported(rt: Runtime, tokens: tuple[int, int] | None) -> Reported:
+    return Reported(*tokens, budgets.price(rt.options, *tokens)) if tokens else Reported()
+
+
+def _priced(identity: dict[str, Any], used: Reported) -> dict[str, Any]:
+    """What a verdict keeps of its judge, and whether its cost is known."""
+    return identity | {"priced": used.cost_micros is not None}
 
 
 async def _call(rt: Runtime, judge: LLMJudge, request: LLMRequest) -> LLMAnswer:
@@ -182,20 +215,17 @@ async def _call(rt: Runtime, judge: LLMJudge, request: LLMRequest) -> LLMAnswer:
         return answer
 
 
-def _answered(answer: LLMAnswer, identity: dict[str, Any]) -> Judgement:
-    return Judgement(
-        list(answer.results),
-        identity | {"model": answer.model},
-        answer.raw,
-        answer.input_tokens,
-        answer.output_tokens,
-        answer.latency_ms,
-    )
-
-
 @atomic
-async def _record_request(rt: Runtime, this: Run, payload: dict[str, Any]) -> None:
-    await attempts.advance(rt, this, JobPhase.VALIDATING, attempt={})
+async def _record_request(
+    rt: Runtime, this: Run, payload: dict[str, Any], need: Amount, *, in_time: bool
+) -> None:
+    """Raises `BudgetExceeded` for a question that there is nothing left for."""
+    if not in_time:
+        raise budgets.over_time(this)
+    set_aside = budgets.reserve(this, need, f"to ask the judge {payload['model']}")
+    await attempts.advance(
+        rt, this, JobPhase.VALIDATING, attempt=set_aside.attempt, **set_aside.job
+    )
     message = f"Asking the judge {payload['model']}."
     attempts.tell(this, JobLogType.VALIDATOR_REQUEST, message, payload)
 
@@ -226,8 +256,9 @@ async def _apply(
         summary=decision.summary,
         results_json=jsontext.dumps(judgement.listed),
         judge_json=jsontext.dumps(judgement.judge),
-        input_tokens=judgement.input_tokens,
-        output_tokens=judgement.output_tokens,
+        input_tokens=judgement.used.input_tokens or 0,
+        output_tokens=judgement.used.output_tokens or 0,
+        cost_micros=judgement.used.cost_micros or 0,
         latency_ms=judgement.latency_ms,
     )
     current().insert(verdict)
@@ -238,15 +269,16 @@ async def _apply(
         "criteriaVersion": this.criteria.version,
     }
     attempts.tell(this, JobLogType.VERDICT, decision.summary, told)
-    await _settle(rt, this, decision)
+    taken = budgets.settle(this, judgement.reserved, judgement.used, by_judge=True)
+    await _settle(rt, this, decision, openings.reasons(verdict), taken)
 
 
 def _told(judgement: Judgement) -> dict[str, Any]:
     return {
         "results": judgement.listed,
         "response": judgement.response,
-        "inputTokens": judgement.input_tokens,
-        "outputTokens": judgement.output_tokens,
+        "inputTokens": judgement.used.input_tokens or 0,
+        "outputTokens": judgement.used.output_tokens or 0,
         "latencyMs": judgement.latency_ms,
     }
 
@@ -259,7 +291,9 @@ async def _log_late(rt: Runtime, this: Run, judgement: Judgement) -> None:
     attempts.tell(this, JobLogType.VALIDATOR_RESPONSE, message, told)
 
 
-async def _settle(rt: Runtime, this: Run, decision: Decision) -> None:
+async def _settle(
+    rt: Runtime, this: Run, decision: Decision, reasons: Sequence[str], taken: Entry
+) -> None:
     if decision.outcome is VerdictOutcome.PASS:
         await attempts.settle(
             rt,
@@ -267,20 +301,25 @@ async def _settle(rt: Runtime, this: Run, decision: Decision) -> None:
             Event.PASS,
             StatusReason.VERDICT_PASSED,
             decision.summary,
+            attempt=taken.attempt,
             result_json=this.attempt.response_json,
             completion_mode=CompletionMode.VALIDATED,
+            **taken.job,
         )
     elif decision.outcome is VerdictOutcome.FAIL:
         reason = StatusReason.VERDICT_FAILED
-        await attempts.settle(rt, this, Event.FAIL, reason, decision.summary)
+        error = Failure(
+            reason, decision.summary, retryable=True, may_have_executed=True, reasons=reasons
+        )
+        await attempts.settle(
+            rt,
+            this,
+            Event.FAIL,
+            reason,
+            decision.summary,
+            error=error,
+            attempt=taken.attempt,
+            **taken.job,
+        )
     else:
-        await _await_review(rt, this, decision.summary)
-
-
-def reasons(verdict: Verdict) -> list[str]:
-    """What a failed verdict had against the work, one sentence a criterion."""
-    return [
-        f"{result['key']}: {result['reason']}"
-        for result in jsontext.loads(verdict.results_json)
-        if result["outcome"] == VerdictOutcome.FAIL
-    ]
+        await _await_review(rt, this, decision.summary, taken)

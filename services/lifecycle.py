@@ -8,13 +8,15 @@ one — a second click, a worker that was thought dead — changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from typing import Any
 from uuid import UUID
+
+import orjson
 
 from models import (
     Agent,
@@ -27,10 +29,11 @@ from models import (
     JobStatus,
     StatusReason,
 )
-from services import log
+from services import log, timers
 from services.actors import Actor, Viewer
 from services.errors import (
     AgentUnavailable,
+    DependenciesUnmet,
     Forbidden,
     IllegalTransition,
     NotFound,
@@ -48,8 +51,11 @@ class Event(StrEnum):
     UNASSIGN = "UNASSIGN"
     REASSIGN = "REASSIGN"
     INTERRUPT = "INTERRUPT"
+    ARM = "ARM"
+    HOLD = "HOLD"
     EXECUTE = "EXECUTE"
     ADVANCE = "ADVANCE"
+    RETRY = "RETRY"
     PASS = "PASS"  # noqa: S105
     FAIL = "FAIL"
     GIVE_BACK = "GIVE_BACK"
@@ -101,8 +107,8 @@ SYSTEM = frozenset({Party.SYSTEM})
 class Rule:
     """One event: from where, to where, by whom.
 
-    `ends` is what becomes of the attempt when the job leaves IN_EXECUTION; `logged_as`
-    None leaves the entry to the caller, who has more to tell.
+    `ends` is what becomes of the attempt when the job leaves IN_EXECUTION, or when the event
+    `renews` the attempt; `logged_as` None leaves the entry to the caller, who has more to tell.
     """
 
     sources: frozenset[JobStatus]
@@ -111,6 +117,7 @@ class Rule:
     action: JobAction | None = None
     ends: AttemptState = AttemptState.CANCELLED
     logged_as: JobLogType | None = JobLogType.STATUS_CHANGE
+    renews: bool = False
 
     def target_of(self, job: Job) -> JobStatus:
         return self.target if isinstance(self.target, JobStatus) else self.target(job)
@@ -140,8 +147,22 @@ RULES: Mapping[Event, Rule] = {
     Event.UNASSIGN: Rule(_from(ASSIGNED, RESUB), PENDING, OWNER_OR_ADMIN, JobAction.UNASSIGN),
     Event.REASSIGN: Rule(_from(ASSIGNED, RESUB), ASSIGNED, ANYBODY, JobAction.REASSIGN),
     Event.INTERRUPT: Rule(_from(IN_EXECUTION), ASSIGNED, ADMIN, JobAction.REASSIGN),
+    Event.ARM: Rule(
+        _from(ASSIGNED, RESUB), stays, OWNER_OR_ADMIN, logged_as=JobLogType.CONFIG_CHANGE
+    ),
+    Event.HOLD: Rule(
+        _from(PENDING, ASSIGNED, RESUB), stays, SYSTEM, logged_as=JobLogType.CONFIG_CHANGE
+    ),
     Event.EXECUTE: Rule(_from(ASSIGNED, RESUB), IN_EXECUTION, ANYBODY, JobAction.EXECUTE),
     Event.ADVANCE: Rule(_from(IN_EXECUTION), stays, SYSTEM, logged_as=None),
+    Event.RETRY: Rule(
+        _from(IN_EXECUTION),
+        stays,
+        SYSTEM,
+        ends=AttemptState.FAILED,
+        logged_as=None,
+        renews=True,
+    ),
     Event.PASS: Rule(_from(IN_EXECUTION), COMPLETED, SYSTEM, ends=AttemptState.SUCCEEDED),
     Event.FAIL: Rule(_from(IN_EXECUTION), RESUB, SYSTEM, ends=AttemptState.FAILED),
     Event.GIVE_BACK: Rule(_from(IN_EXECUTION), ASSIGNED, SYSTEM, ends=AttemptState.FAILED),
@@ -157,7 +178,7 @@ RULES: Mapping[Event, Rule] = {
         _from(PENDING, ASSIGNED, IN_EXECUTION, RESUB), COMPLETED, ADMIN, JobAction.FORCE_COMPLETE
     ),
     Event.CANCEL: Rule(
-        _from(PENDING, ASSIGNED, IN_EXECUTION, RESUB), CANCELLED, OWNER_OR_ADMIN, JobAction.CANCEL
+        _from(PENDING, ASSIGNED, IN_EXECUTION, RESUB), CANCELLED, ANYBODY, JobAction.CANCEL
     ),
     Event.REOPEN: Rule(_from(CANCELLED), waits, OWNER_OR_ADMIN, JobAction.REOPEN),
     Event.ARCHIVE: Rule(
@@ -181,28 +202,40 @@ Refusal = str | SignoffError
 """Why not: a sentence, or the typed failure that says it better."""
 
 
-def _needs_agent(job: Job, agent: Agent | None) -> Refusal | None:
+def _has_agent(job: Job, agent: Agent | None, unmet: Sequence[Job]) -> Refusal | None:
+    return "No agent is assigned." if job.agent_id is None else None
+
+
+def _can_start(job: Job, agent: Agent | None, unmet: Sequence[Job]) -> Refusal | None:
+    now = datetime.now(UTC)
     if job.agent_id is None:
         return "No agent is assigned."
+    if job.expires_at is not None and job.expires_at <= now:
+        return f"It expired at {job.expires_at.isoformat()}."
+    if unmet:
+        return DependenciesUnmet.of(unmet)
+    if job.run_at is not None and job.run_at > now:
+        return f"It is not to start before its runAt, {job.run_at.isoformat()}."
     if agent is None:  # not read: whoever executes reads it, others only tell what may be tried
         return None
     return None if agent.availability is AgentAvailability.ACTIVE else AgentUnavailable(agent)
 
 
-def _awaits_review(job: Job, agent: Agent | None) -> Refusal | None:
+def _awaits_review(job: Job, agent: Agent | None, unmet: Sequence[Job]) -> Refusal | None:
     return None if job.phase is JobPhase.AWAITING_REVIEW else "It does not wait for a review."
 
 
-def _not_archived(job: Job, agent: Agent | None) -> Refusal | None:
+def _not_archived(job: Job, agent: Agent | None, unmet: Sequence[Job]) -> Refusal | None:
     return None if job.archived_at is None else "It is archived already."
 
 
-def _archived(job: Job, agent: Agent | None) -> Refusal | None:
+def _archived(job: Job, agent: Agent | None, unmet: Sequence[Job]) -> Refusal | None:
     return "It is not archived." if job.archived_at is None else None
 
 
-GUARDS: Mapping[Event, Callable[[Job, Agent | None], Refusal | None]] = {
-    Event.EXECUTE: _needs_agent,
+GUARDS: Mapping[Event, Callable[[Job, Agent | None, Sequence[Job]], Refusal | None]] = {
+    Event.ARM: _has_agent,
+    Event.EXECUTE: _can_start,
     Event.APPROVE: _awaits_review,
     Event.REJECT: _awaits_review,
     Event.ARCHIVE: _not_archived,
@@ -218,13 +251,18 @@ def parties(by: Actor | Viewer, job: Job) -> frozenset[Party]:
     return frozenset(found | ADMIN if by.is_admin else found)
 
 
-def refusal(job: Job, event: Event, agent: Agent | None) -> Refusal | None:
-    """Why the job's state does not allow `event`; None if it does."""
+def refusal(
+    job: Job, event: Event, agent: Agent | None, unmet: Sequence[Job] = ()
+) -> Refusal | None:
+    """Why the job's state does not allow `event`; None if it does.
+
+    `unmet` are the jobs that it waits for.
+    """
     rule = RULES[event]
     if job.status not in rule.sources:
         return f"A job that is {job.status} does not allow {rule.action or event}."
     guard = GUARDS.get(event)
-    return guard(job, agent) if guard else None
+    return guard(job, agent, unmet) if guard else None
 
 
 def may(job: Job, event: Event, by: Actor | Viewer) -> str | None:
@@ -242,14 +280,18 @@ class Availability:
     reason: str | None
 
 
-def availability(job: Job, by: Viewer, agent: Agent | None) -> list[Availability]:
+def availability(
+    job: Job, by: Viewer, agent: Agent | None, unmet: Sequence[Job] = ()
+) -> list[Availability]:
     """Every action, whether the caller may take it now, and if not, why."""
-    return [_available(job, action, by, agent) for action in JobAction]
+    return [_available(job, action, by, agent, unmet) for action in JobAction]
 
 
-def _available(job: Job, action: JobAction, by: Viewer, agent: Agent | None) -> Availability:
+def _available(
+    job: Job, action: JobAction, by: Viewer, agent: Agent | None, unmet: Sequence[Job]
+) -> Availability:
     reasons = [
-        may(job, event, by) or refusal(job, event, agent)
+        may(job, event, by) or refusal(job, event, agent, unmet)
         for event, rule in RULES.items()
         if rule.action is action
     ]
@@ -263,6 +305,7 @@ def demand(
     by: Actor | Viewer,
     *,
     agent: Agent | None = None,
+    unmet: Sequence[Job] = (),
     expected_version: int | None = None,
 ) -> None:
     """Raise `Forbidden`, `VersionConflict`, `IllegalTransition` or the guard's failure."""
@@ -271,17 +314,22 @@ def demand(
         raise Forbidden(forbidden)
     if expected_version is not None and expected_version != job.version:
         raise VersionConflict(expected_version, job)
-    why = refusal(job, event, agent)
+    why = refusal(job, event, agent, unmet)
     if why:
-        raise why if isinstance(why, SignoffError) else _illegal(job, event, by, agent, why)
+        raise why if isinstance(why, SignoffError) else _illegal(job, event, by, agent, unmet, why)
 
 
 def _illegal(
-    job: Job, event: Event, by: Actor | Viewer, agent: Agent | None, why: str
+    job: Job,
+    event: Event,
+    by: Actor | Viewer,
+    agent: Agent | None,
+    unmet: Sequence[Job],
+    why: str,
 ) -> IllegalTransition:
     action = RULES[event].action or JobAction.EXECUTE
     open_now = (
-        [a.action for a in availability(job, by, agent) if a.allowed]
+        [a.action for a in availability(job, by, agent, unmet) if a.allowed]
         if isinstance(by, Viewer)
         else []
     )
@@ -298,6 +346,7 @@ async def move(
     reason: StatusReason | None = None,
     message: str | None = None,
     agent: Agent | None = None,
+    unmet: Sequence[Job] = (),
     expected_version: int | None = None,
     attempt: Mapping[str, Any] | None = None,
     attempt_id: UUID | None = None,
@@ -309,9 +358,10 @@ async def move(
     `attempt_id` is the one that the entry belongs to.
     Raises what `demand` raises; when somebody else was first, at the transaction's end.
     """
-    demand(job, event, by, agent=agent, expected_version=expected_version)
+    demand(job, event, by, agent=agent, unmet=unmet, expected_version=expected_version)
     rule = RULES[event]
     source, target = job.status, rule.target_of(job)
+    was_watched = timers.is_watched(job)
     now = datetime.now(UTC)
     changes |= {"status": target, "updated_at": now}
     if rule.logged_as is JobLogType.STATUS_CHANGE:
@@ -323,6 +373,11 @@ async def move(
         }
     if source in (COMPLETED, CANCELLED) and target is not source:
         changes["archived_at"] = None  # what is worked on again belongs into lists
+        if job.expires_at is not None and job.expires_at <= now:
+            changes["expires_at"] = None  # else it were given up again at once
+    armed = _armed(job, event, target)
+    if armed is not job.armed:
+        changes.setdefault("armed", armed)
     changes["version"] = job.version + 1
     current().swap(
         Job,
@@ -330,7 +385,7 @@ async def move(
         changes,
         partial(_refuse_late, job.id, job.version, event, by, agent),
     )
-    ended = source is IN_EXECUTION and target is not IN_EXECUTION
+    ended = source is IN_EXECUTION and (rule.renews or target is not IN_EXECUTION)
     closing = {"state": rule.ends, "finished_at": now} if ended else {}
     if ended or attempt:
         where = {"job_id": job.id, "number": job.attempt_count}
@@ -339,9 +394,36 @@ async def move(
         current().dequeue(job)
     for name, value in changes.items():
         setattr(job, name, value)
+    if event is not Event.HOLD:
+        expiry_changed = "expires_at" in changes
+        timers.follow(job, source, was_watched=was_watched, expiry_changed=expiry_changed)
     if rule.logged_as:
-        log_status(job, event, source, by, message, type=rule.logged_as, attempt_id=attempt_id)
+        log_status(
+            job,
+            event,
+            source,
+            by,
+            message,
+            type=rule.logged_as,
+            attempt_id=attempt_id,
+            changed=changes,
+        )
     return job
+
+
+def _armed(job: Job, event: Event, target: JobStatus) -> bool:
+    """Whether it starts by itself afterwards; `autoExecute` arms what is taken up anew."""
+    if target in (IN_EXECUTION, COMPLETED, CANCELLED):
+        return False
+    return job.auto_execute if event in (Event.UNASSIGN, Event.REOPEN) else job.armed
+
+
+TOLD: Mapping[str, str] = {
+    "name": "name",
+    "priority": "priority",
+    "criteria_version": "criteriaVersion",
+}
+"""Columns whose new values an entry tells, by the names that it gives them."""
 
 
 def log_status(
@@ -353,9 +435,14 @@ def log_status(
     *,
     type: JobLogType = JobLogType.STATUS_CHANGE,
     attempt_id: UUID | None = None,
+    changed: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """The entry of a move; `event` None is the making of the job."""
-    told = {
+    """The entry of a move; `event` None is the making of the job, `changed` are its columns.
+
+    What can be long comes last: of a payload that is too long the beginning is kept.
+    """
+    told: dict[str, Any] = {
         "event": event or "CREATE",
         "from": source,
         "to": job.status,
@@ -364,6 +451,14 @@ def log_status(
         "attempt": job.attempt_count,
         "agentId": public_id("agent", job.agent_id) if job.agent_id else None,
     }
+    if job.phase:
+        told["phase"] = job.phase
+    given = vars(job) if changed is None else changed
+    if changes := {name: given[column] for column, name in TOLD.items() if column in given}:
+        told["changes"] = changes
+    if event is Event.FORCE_COMPLETE and "result_json" in given:
+        told["result"] = orjson.Fragment(given["result_json"])  # it is nowhere else once replaced
+    told |= more or {}
     entry = log.entry(job, type, by, message=message, payload=told, attempt_id=attempt_id)
     log.append(entry)
 

@@ -67,11 +67,18 @@ INSERT = """INSERT INTO "queue_entries"
             WHERE "agent_id" = $3 AND "owner_id" = CAST($4 AS VARCHAR) AND "priority" = $5
                 AND "state" = 'WAITING'
             UNION ALL SELECT CAST($10 AS BIGINT)
-        ) "places"))"""
+        ) "places"))
+    ON CONFLICT ("job_id") DO UPDATE SET "number" = excluded."number",
+        "agent_id" = excluded."agent_id", "state" = excluded."state", "rank" = excluded."rank",
+        "queued_at" = excluded."queued_at", "ready_at" = excluded."ready_at",
+        "worker_id" = NULL, "lost" = 0, "failures" = 0"""
 
 
 def insertion(job: Job, ready_at: datetime | None = None) -> Statement:
-    """Queues the job's current attempt; with `ready_at` it sleeps until then."""
+    """Queues the job's current attempt, in place of one before it.
+
+    With `ready_at` it sleeps until then.
+    """
     now = datetime.now(UTC)
     state = QueueState.SLEEPING if ready_at else QueueState.WAITING
     values = [
@@ -94,7 +101,7 @@ def micros(at: datetime) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rate:
+class Rate:
     """The generic cell rate algorithm, in microseconds; a second's worth may come at once."""
 
     now: int
@@ -102,7 +109,7 @@ class _Rate:
     interval: int
 
     @classmethod
-    def of(cls, now: datetime, rate_at: int, per_minute: int) -> _Rate:
+    def of(cls, now: datetime, rate_at: int, per_minute: int) -> Rate:
         return cls(micros(now), max(micros(now), rate_at), 60 * SECOND // per_minute)
 
     @property
@@ -130,20 +137,20 @@ class _Lane:
     first: int
     room: int
     opens_at: datetime | None = None
-    rate: _Rate | None = None
+    rate: Rate | None = None
     wanted: int = 0
 
 
 def _lane(row: Row, now: datetime) -> _Lane:
     agent_id, limit, per_minute, open_until, rate_at, first, running = row
     lane = _Lane(str(agent_id), first, max(0, limit - running))
-    opens_at = _instant(open_until)
+    opens_at = instant(open_until)
     if opens_at is not None and opens_at > now:
         lane.room, lane.opens_at = 0, opens_at
     elif opens_at is not None:  # half open: one goes first
         lane.room = 0 if running else 1
     if per_minute is not None and lane.room:
-        lane.rate = _Rate.of(now, rate_at or 0, per_minute)
+        lane.rate = Rate.of(now, rate_at or 0, per_minute)
         lane.room = min(lane.room, lane.rate.room)
         lane.opens_at = None if lane.room else lane.rate.opens_at
     return lane
@@ -169,14 +176,17 @@ LANES = """WITH RECURSIVE "lane" ("agent_id") AS (
 TAKE = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
     FROM (SELECT "job_id" AS "id" FROM "queue_entries"
           WHERE "state" = 'WAITING' AND "agent_id" = $2 ORDER BY "rank" LIMIT $3) "head"
-    WHERE "queue_entries"."job_id" = "head"."id"
+    WHERE "queue_entries"."job_id" = "head"."id" AND "queue_entries"."state" = 'WAITING'
     RETURNING "job_id", "number", "failures" """
 TAKE_SUSPECT = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
     WHERE "job_id" = (
         SELECT q."job_id" FROM "queue_entries" q JOIN "agents" a ON a."id" = q."agent_id"
-        WHERE q."state" = 'SUSPECT' AND a."availability" = 'ACTIVE' AND a."max_concurrency" > (
-            SELECT count(*) FROM "queue_entries" r
-            WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id")
+        LEFT JOIN "agent_gates" g ON g."agent_id" = a."id"
+        WHERE q."state" = 'SUSPECT' AND a."availability" = 'ACTIVE'
+            AND (g."open_until" IS NULL OR g."open_until" <= $2)
+            AND CASE WHEN g."open_until" IS NULL THEN a."max_concurrency" ELSE 1 END > (
+                SELECT count(*) FROM "queue_entries" r
+                WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id")
         ORDER BY q."rank" LIMIT 1)
     RETURNING "job_id", "number", "failures" """
 SET_RATE = """INSERT INTO "agent_gates" ("agent_id", "failures", "opened", "rate_at")
@@ -197,7 +207,7 @@ async def take(worker_id: UUID, slots: int, *, suspects: bool) -> Round:
         for lane in _shared(lanes, slots):
             found.taken += await _take(connection, worker_id, lane)
         if suspects and len(found.taken) < slots:
-            rows = await connection.fetch(TAKE_SUSPECT, str(worker_id))
+            rows = await connection.fetch(TAKE_SUSPECT, str(worker_id), now)
             found.taken += [taken(row, suspect=True) for row in rows]
     found.again_at = earliest(*(lane.opens_at for lane in lanes))
     return found
@@ -244,7 +254,7 @@ async def wake(now: datetime) -> datetime | None:
 
 async def _next() -> datetime | None:
     (row,) = await statements.database().fetch(NEXT)
-    return _instant(row[0])
+    return instant(row[0])
 
 
 RELEASE = """UPDATE "queue_entries" SET "worker_id" = NULL, "ready_at" = $4, "failures" = $5,
@@ -354,5 +364,5 @@ def _uuid(value: object) -> UUID:
     return value if isinstance(value, UUID) else UUID(str(value))
 
 
-def _instant(value: object) -> datetime | None:
+def instant(value: object) -> datetime | None:
     return datetime.fromisoformat(value) if isinstance(value, str) else cast("Any", value)

@@ -9,7 +9,7 @@ from uuid import UUID
 from tortoise.expressions import Q, Subquery
 from tortoise.functions import Max
 
-from models import Agent, Attempt, CriteriaSet, Job, JobLog, JobLogType, JobPriority, Verdict
+from models import Agent, Attempt, CriteriaSet, Job, JobDependency, JobLog, JobLogType, JobPriority, Verdict
 from services.actors import Viewer
 from services.filters import AgentFilter, JobFilter, agent_condition, job_condition, listed
 from services.paging import Page, Sort, Window, fetch, instant, int32, int64
@@ -65,6 +65,13 @@ async def jobs_of_agent(
 ) -> Page[Job]:
     condition = listed(where, viewer)
     return await fetch(Job.filter(condition, agent_id=agent_id), NEWEST, window)
+
+
+async def dependents_of(viewer: Viewer, job_id: UUID, window: Window) -> Page[Job]:
+    """The jobs that depend on one, newest first; archived ones too."""
+    rows = JobDependency.filter(depends_on_id=job_id).values("job_id")
+    query = Job.filter(job_condition(None, viewer), id__in=Subquery(rows))
+    return await fetch(query, NEWEST, window)
 
 
 async def logs_of_job(

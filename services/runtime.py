@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from services.agent_http import AgentClient
+from services.bounds import QueueBound
 from services.bus import Bus
 from services.engine import Engine
 from services.events import Events
@@ -25,10 +27,16 @@ class Options:
     retry_initial_seconds: float = 0.5
     retry_max_seconds: float = 30.0
     max_losses: int = 5
+    circuit_failures: int = 5
+    circuit_seconds: float = 30.0
+    judge_input_usd: float | None = None
+    judge_output_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
+    """`failing` are agents that this process saw fail since, and whether that opened a circuit."""
+
     agents: AgentClient
     bus: Bus
     engine: Engine
@@ -37,6 +45,8 @@ class Runtime:
     sandbox: Sandbox
     vault: Vault
     options: Options = field(default_factory=Options)
+    bound: QueueBound = field(default_factory=QueueBound)
+    failing: dict[UUID, bool] = field(default_factory=dict[UUID, bool])
     telemetry: Telemetry = field(default_factory=Telemetry)
     tracer: Tracer | None = None
     transactions: set[asyncio.Task[object]] = field(default_factory=set[asyncio.Task[object]])

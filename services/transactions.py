@@ -83,6 +83,24 @@ class Transaction:
         self._returned[len(self.writes)] = take
         self.writes.append(statements.insert(JobLog, entry, returning="seq"))
 
+    def write(self, statement: Statement, take: Callable[[Any], None]) -> None:
+        """SQL of the caller's own that returns something: `take` gets it after the commit.
+
+        None where the database's answer was lost.
+        """
+        self._returned[len(self.writes)] = take
+        self.writes.append(statement)
+
+    def require(self, statement: Statement, otherwise: Otherwise) -> None:
+        """A `guarded` statement; if it misses, as with `swap`."""
+        self._guards[len(self.writes)] = otherwise
+        self.writes.append(statement)
+
+    def write_returning(self, statement: Statement, take: Callable[[Any], None]) -> None:
+        """A `returning` statement; after the commit `take` gets what it told, None if nothing."""
+        self._returned[len(self.writes)] = take
+        self.writes.append(statement)
+
     def update(
         self, model: type[Model], where: Mapping[str, Any], changes: Mapping[str, Any]
     ) -> None:
@@ -118,7 +136,7 @@ class Transaction:
         if self._queued:
             rt.engine.wake(self._wake_at)
         rt.events.wake()
-        rt.bus.tell()
+        rt.bus.tell(work=self._queued or (bool(self._ended) and not engine.in_a_run()))
 
     async def _written(self) -> list[Any]:
         """What the statements returned. Tries again while the database does not answer.

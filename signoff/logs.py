@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import structlog
 
-QUIET = ("aiosqlite", "tortoise", "asyncio", "httpx", "httpx2", "openai", "pgqueuer", "strawberry")
+QUIET = ("aiosqlite", "tortoise", "asyncio", "httpx", "httpx2", "openai", "strawberry", "urllib3")
 
 
 def configure(level: str) -> None:

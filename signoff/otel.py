@@ -55,7 +55,7 @@ def _wanted(environment: Mapping[str, str]) -> bool:
     if exporter != "otlp":
         raise BadTraceSettings("OTEL_TRACES_EXPORTER must be otlp or none")
     for name in PROTOCOLS:
-        if environment.get(name, "http/protobuf") != "http/protobuf":
+        if (environment.get(name) or "http/protobuf") != "http/protobuf":
             raise BadTraceSettings(f"{name} must be http/protobuf")
     return True
 

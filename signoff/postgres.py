@@ -119,7 +119,7 @@ def _combined(shape: tuple[tuple[str, bool, bool], ...]) -> str:
         back = " RETURNING 1" if guarded else ""
         parts.append(f"w{number} AS ({text}{back})")
         if returning:
-            told.append(f"(SELECT * FROM w{number})")  # noqa: S608 - numbers
+            told.append(f"(SELECT * FROM w{number} LIMIT 1)")  # noqa: S608 - numbers
         if guarded:
             hits.append(f"(SELECT count(*) FROM w{number})")  # noqa: S608 - numbers
     told[0] = f"1 / ({' * '.join(hits)})"

@@ -81,6 +81,25 @@ class Settings(BaseSettings):
         le=100,
         description="How many workers may end with one attempt before it is stopped.",
     )
+    max_queued: int = Field(
+        default=100_000,
+        ge=1,
+        le=100_000_000,
+        description="Executions that may wait, over all agents; who asks for more is refused.",
+    )
+    circuit_failures: int = Field(
+        default=5,
+        ge=0,
+        le=1000,
+        description="After how many failed calls in a row an agent is left alone for a while; 0 "
+        "turns that off.",
+    )
+    circuit_seconds: float = Field(
+        default=30,
+        ge=0.1,
+        le=600,
+        description="For how long; doubles each time in a row, up to 10 minutes.",
+    )
     shutdown_seconds: float = Field(
         default=15, ge=0, le=600, description="Time for running executions when asked to stop."
     )
@@ -99,6 +118,21 @@ class Settings(BaseSettings):
     )
     judge_timeout_seconds: float = Field(
         default=120, gt=0, le=3600, description="For one question to the judge, retries included."
+    )
+    judge_max_output_tokens: int = Field(
+        default=16_384,
+        ge=256,
+        le=1_000_000,
+        description="What the judge may write for one question, its thoughts included.",
+    )
+    judge_input_usd_per_million: float | None = Field(
+        default=None,
+        ge=0,
+        le=100_000,
+        description="Price of a million tokens that the judge reads; unset: its cost is unknown.",
+    )
+    judge_output_usd_per_million: float | None = Field(
+        default=None, ge=0, le=100_000, description="Of a million tokens that it writes."
     )
     sample_agent: bool = Field(
         default=True,

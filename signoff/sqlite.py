@@ -2,8 +2,9 @@
 
 Pages and searches go to Tortoise's thread. A write of a few rows and a read by key take less
 time than the two hand-overs of Python's lock that a trip to a thread costs, so these run where
-they are asked for. No such step waits for anything: a lock that another process holds is asked
-for again later, and what makes a commit wait for the disk, the checkpoint, runs in a thread.
+they are asked for; batches that come in the same turn of the loop share one commit. No such
+step waits for anything: a lock that another process holds is asked for again later, and what
+makes a commit wait for the disk, the checkpoint, runs in a thread.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
@@ -38,6 +40,9 @@ logger = structlog.get_logger(__name__)
 
 BUSY_SECONDS = 5.0
 """How long a lock that another process holds is waited for."""
+BUSY_PAUSE = 0.005
+MAX_BATCHES = 64
+"""In one transaction; the loop has other things to do as well."""
 CHECKPOINT_COMMITS = 500
 """Some megabytes of log; SQLite's own measure is 1000 pages."""
 
@@ -56,6 +61,7 @@ class DirectClient(SqliteClient):
     def __init__(self, file_path: str, **given: Any) -> None:
         super().__init__(file_path, **given)
         self._direct: sqlite3.Connection | None = None
+        self._waiting: list[_Batch] = []
         self._commits = 0
         self._checkpoint: asyncio.Task[None] | None = None
 
@@ -80,14 +86,40 @@ class DirectClient(SqliteClient):
 
     async def execute_batch(self, statements: Sequence[Statement]) -> list[Any]:
         """See `models.statements.Database`."""
+        loop = asyncio.get_running_loop()
+        batch = _Batch(statements, loop.create_future(), loop.time() + BUSY_SECONDS)
+        self._waiting.append(batch)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._flush)
+        return await batch.done
 
-        def write(connection: sqlite3.Connection) -> list[Any]:
-            with _transaction(connection):
-                return [_one(connection, index, each) for index, each in enumerate(statements)]
-
-        results = await self._when_free(write)
+    def _flush(self) -> None:
+        """Write what waits, in one transaction; each batch of it stands or falls by itself."""
+        loop = asyncio.get_running_loop()
+        batches = self._waiting[:MAX_BATCHES]
+        try:
+            with _translated(), _transaction(self._connected()) as connection:
+                results = [_apart(connection, batch.statements) for batch in batches]
+        except _Busy as error:
+            self._give_up(loop.time(), error)
+            if self._waiting:
+                loop.call_later(BUSY_PAUSE, self._flush)
+            return
+        except Exception as error:  # noqa: BLE001 - told to whoever waits
+            results = [error] * len(batches)
+        del self._waiting[: len(batches)]
+        for batch, result in zip(batches, results, strict=True):
+            batch.settle(result)
+        if self._waiting:
+            loop.call_soon(self._flush)
         self._committed()
-        return results
+
+    def _give_up(self, now: float, error: Exception) -> None:
+        """Refuse what has waited too long."""
+        for batch in self._waiting:
+            if batch.deadline <= now:
+                batch.settle(Unavailable(str(error)))
+        self._waiting = [batch for batch in self._waiting if not batch.done.done()]
 
     @asynccontextmanager
     async def exclusive(self, key: int) -> AsyncGenerator[Connection]:
@@ -142,6 +174,23 @@ class DirectClient(SqliteClient):
             logger.exception("the checkpoint failed; trying again later")
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Statements that wait to be written, and who waits for that."""
+
+    statements: Sequence[Statement]
+    done: asyncio.Future[list[Any]]
+    deadline: float
+
+    def settle(self, result: list[Any] | Exception) -> None:
+        if self.done.done():
+            return
+        if isinstance(result, Exception):
+            self.done.set_exception(result)
+        else:
+            self.done.set_result(result)
+
+
 class _Busy(Exception):
     """Another process holds the lock."""
 
@@ -168,21 +217,37 @@ def _translated() -> Generator[None]:
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Generator[None]:
+def _transaction(connection: sqlite3.Connection) -> Generator[sqlite3.Connection]:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        yield
-        connection.commit()
+        yield connection
+        connection.execute("COMMIT")
     except BaseException:
         connection.rollback()
         raise
+
+
+def _apart(
+    connection: sqlite3.Connection, statements: Sequence[Statement]
+) -> list[Any] | Exception:
+    """What the statements returned; if one is refused, why, and none of them is written."""
+    connection.execute("SAVEPOINT batch")
+    try:
+        results = [_one(connection, index, each) for index, each in enumerate(statements)]
+    except (GuardMissed, sqlite3.IntegrityError) as error:
+        connection.execute("ROLLBACK TO batch")
+        connection.execute("RELEASE batch")
+        return IntegrityError(error) if isinstance(error, sqlite3.IntegrityError) else error
+    connection.execute("RELEASE batch")
+    return results
 
 
 def _one(connection: sqlite3.Connection, index: int, statement: Statement) -> Any:
     cursor = connection.execute(numbered(statement.sql), statement.values)
     if statement.guarded and cursor.rowcount != 1:
         raise GuardMissed(index)
-    return cursor.fetchone()[0] if statement.returning else None
+    row = cursor.fetchone() if statement.returning else None
+    return row[0] if row else None
 
 
 def _checkpoint(path: str) -> None:

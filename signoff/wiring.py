@@ -6,13 +6,13 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime
 from functools import partial
 
 import structlog
 
-from services import execution, idempotency, transactions
+from services import execution, idempotency, scheduling, transactions
 from services.agent_http import AgentClient
+from services.bounds import QueueBound
 from services.bus import NoBus, PostgresBus
 from services.engine import Engine, Work
 from services.events import Events
@@ -74,7 +74,12 @@ async def runtime(
                 retry_initial_seconds=settings.retry_initial_seconds,
                 retry_max_seconds=settings.retry_max_seconds,
                 max_losses=settings.max_losses,
+                circuit_failures=settings.circuit_failures,
+                circuit_seconds=settings.circuit_seconds,
+                judge_input_usd=settings.judge_input_usd_per_million,
+                judge_output_usd=settings.judge_output_usd_per_million,
             ),
+            bound=QueueBound(settings.max_queued),
         )
         if rt.tracer is not None:
             stack.push_async_callback(asyncio.to_thread, rt.tracer.close)
@@ -88,9 +93,10 @@ async def runtime(
             await rt.engine.start(_work(rt))
             stack.push_async_callback(rt.engine.stop, settings.shutdown_seconds)
 
-        def heard() -> None:
+        def heard(*, work: bool) -> None:
             rt.events.wake()
-            rt.engine.heard()
+            if work:
+                rt.engine.heard()
 
         await rt.bus.start(heard)
         stack.push_async_callback(rt.bus.stop)
@@ -100,15 +106,12 @@ async def runtime(
 
 
 def _work(rt: Runtime) -> Work:
-    async def due(now: datetime) -> datetime | None:
-        return None
-
     return Work(
         run=partial(execution.run, rt),
         give_up=partial(execution.give_up, rt),
         aborted=partial(execution.aborted, rt),
         take_over=partial(execution.take_over, rt),
-        due=due,
+        due=partial(scheduling.due, rt),
     )
 
 
@@ -126,6 +129,7 @@ def _judge(settings: Settings) -> OpenAIJudge | None:
         base_url=settings.openai_base_url,
         model=settings.judge_model,
         timeout_seconds=settings.judge_timeout_seconds,
+        max_output_tokens=settings.judge_max_output_tokens,
     )
 
 

@@ -348,23 +348,6 @@ async def test_an_error_before_any_operation_is_masked_too(
     assert [each["level"] for each in log() if each.get("error_id") == id] == ["error"]
 
 
-@pytest.mark.parametrize("database_kind", ["postgres"])
-async def test_health_is_503_while_the_database_is_away(
-    client: Client, database_url: str, postgres_server: Any
-) -> None:
-    name = database_url.rpartition("/")[2]
-    postgres_server._thread.submit(
-        postgres_server._execute, f'ALTER DATABASE "{name}" RENAME TO "{name}_away"'
-    )
-    postgres_server.drop(name)
-    async with asyncio.timeout(20):
-        while True:
-            async with client.get("/healthz") as got:
-                if got.status == 503:
-                    assert await got.json() == {"status": "database unreachable"}
-                    return
-
-
 async def test_a_half_sent_body_does_not_hold_the_server_up(client: Client) -> None:
     head = "POST /graphql HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     reader, writer = await asyncio.open_connection(client.host, client.port)

@@ -71,6 +71,7 @@ TARGETS: Mapping[Event, Mapping[JobStatus, JobStatus]] = {
     Event.INTERRUPT: {X: A},
     Event.EXECUTE: {A: X, R: X},
     Event.ADVANCE: {X: X},
+    Event.RETRY: {X: X},
     Event.PASS: {X: D},
     Event.FAIL: {X: R},
     Event.GIVE_BACK: {X: A},
@@ -93,6 +94,7 @@ PARTIES: Mapping[Event, set[Party]] = {
     Event.INTERRUPT: {ADMINS},
     Event.EXECUTE: {OWNER, ADMINS, SERVER},
     Event.ADVANCE: {SERVER},
+    Event.RETRY: {SERVER},
     Event.PASS: {SERVER},
     Event.FAIL: {SERVER},
     Event.GIVE_BACK: {SERVER},
@@ -108,6 +110,7 @@ PARTIES: Mapping[Event, set[Party]] = {
 }
 ENDED: Mapping[Event, AttemptState] = {
     Event.INTERRUPT: AttemptState.CANCELLED,
+    Event.RETRY: AttemptState.FAILED,
     Event.PASS: AttemptState.SUCCEEDED,
     Event.FAIL: AttemptState.FAILED,
     Event.GIVE_BACK: AttemptState.FAILED,
@@ -120,6 +123,8 @@ ENDED: Mapping[Event, AttemptState] = {
 }
 CONFIG = {Event.UPDATE, Event.ARCHIVE, Event.UNARCHIVE}
 """They change no status, and say so by the type of their entry."""
+UNTOLD = {Event.ADVANCE, Event.RETRY}
+"""They change no status either; who moves the job has more to tell."""
 
 
 async def job_that_is(
@@ -205,16 +210,16 @@ async def check_moved(rt: Runtime, job: Job, event: Event, agent: Agent) -> None
         assert (told.status, told.version) == (target, 2), event
     assert now.updated_at > before.updated_at
     entries = await logs_of(job)
-    if event is Event.ADVANCE:
+    if event in UNTOLD:
         assert entries == []
     else:
         (entry,) = entries
         check_entry(entry, now, event, source, by)
     await check_attempt(now, event, source)
-    if event in CONFIG:
+    if event in CONFIG | UNTOLD:
         assert now.status_reason is StatusReason.CREATED
         assert now.status_changed_at == before.status_changed_at
-    elif event is not Event.ADVANCE:
+    else:
         assert now.status_reason is StatusReason.FORCED
         assert now.status_message == "Why."
         assert now.status_changed_at == now.updated_at

@@ -89,6 +89,20 @@ async def test_attempts_are_counted_by_their_outcome(rt: Runtime) -> None:
     }
 
 
+async def test_every_attempt_of_an_execution_is_counted_by_its_own_outcome(rt: Runtime) -> None:
+    async with fake_agent(in_turn(says_no, says_ok)) as endpoint:
+        agent = await make_agent(rt, endpoint.url)
+        again = {"max_attempts": 2, "retry_on_verdict_fail": True, "initial_seconds": 0}
+        job = await execute(rt, await make_job(rt, agent, retry_policy=again))
+    assert (job.status, job.attempt_count) == (JobStatus.COMPLETED, 2)
+
+    async def counted() -> dict[str, float] | None:
+        found = under(await scrape(rt), "signoff_attempts_total")
+        return found if sum(found.values()) == 2 else None
+
+    assert await until(counted) == {"VERDICT_FAILED": 1, "VERDICT_PASSED": 1}
+
+
 async def test_an_attempt_that_somebody_ends_is_overtaken(rt: Runtime) -> None:
     async with fake_agent(stalls) as endpoint:
         job = await make_job(rt, await make_agent(rt, endpoint.url))

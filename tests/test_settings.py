@@ -34,6 +34,8 @@ VALUES: dict[str, tuple[str, object]] = {
     "allow_private_agents": ("true", True),
     "agent_tries": ("1", 1),
     "max_executions": ("40", 40),
+    "worker_port": ("0", 0),
+    "metrics_open": ("1", True),
     "lease_seconds": ("1", 1.0),
     "openai_base_url": ("http://localhost/v1", "http://localhost/v1"),
     "judge_model": ("m", "m"),

@@ -18,6 +18,7 @@ from signoff.wiring import runtime
 from tests.fakes import openai_server
 from tests.fakes.agents import fake_agent
 from tests.fakes.otlp_collector import Collector, collecting
+from tests.support.commands import environment, process, until_line
 from tests.support.graphql import agent, gql, mutate, mutation, new_job
 from tests.support.making import (
     IS_POLITE,
@@ -27,6 +28,7 @@ from tests.support.making import (
     in_turn,
     make_agent,
     make_job,
+    says_no,
     says_ok,
 )
 from tests.support.running import AiohttpClient, Client, settings_for
@@ -102,9 +104,8 @@ async def test_one_trace_from_the_mutation_to_agent_and_judge(
         ("CLIENT", attempt.span_id),
         ("CLIENT", attempt.span_id),
     ]
-    assert [received.headers["traceparent"] for received in endpoint.received] == [
-        agent_call.traceparent
-    ]
+    (received,) = endpoint.received
+    assert agent_call.is_parent_in(received.headers["traceparent"])
     # This is all that is told: no payload, no secret, no address.
     assert asked.attributes == {
         "graphql.operation.type": "mutation",
@@ -131,7 +132,7 @@ async def test_without_a_parent_each_mutation_begins_a_trace_of_its_own(
     assert [span.name for span in roots] == ["mutation"] * 3
     assert len({span.trace_id for span in roots}) == 3
     agent_call = next(span for span in spans if span.name == "agent call")
-    assert endpoint.received[0].headers["traceparent"] == agent_call.traceparent
+    assert agent_call.is_parent_in(endpoint.received[0].headers["traceparent"])
     assert agent_call.trace_id in {span.trace_id for span in roots}
 
 
@@ -160,13 +161,28 @@ async def test_every_try_is_a_span_and_failures_are_marked(
         spans = await collector.count(3)
     first, second = (span for span in spans if span.name == "agent call")
     (attempt,) = (span for span in spans if span.name == "attempt")
-    assert [each.headers["traceparent"] for each in endpoint.received] == [
-        first.traceparent,
-        second.traceparent,
-    ]
+    sent = [each.headers["traceparent"] for each in endpoint.received]
+    assert [first.is_parent_in(sent[0]), second.is_parent_in(sent[1])] == [True, True]
     assert first.parent == second.parent == attempt.span_id
     assert (first.failed, first.attributes["error.type"]) == (True, "BUSY")
     assert (second.failed, attempt.failed, attempt.parent) == (False, False, "")
+
+
+async def test_attempts_that_follow_are_in_the_trace_too(
+    collector: Collector, database_url: str, tmp_path: Path
+) -> None:
+    again = {"max_attempts": 2, "retry_on_verdict_fail": True, "initial_seconds": 0}
+    settings = settings_for(database_url, tmp_path)
+    async with runtime(settings, allow_private_agents=True) as rt:
+        async with fake_agent(in_turn(says_no, says_ok)) as endpoint:
+            job = await make_job(rt, await make_agent(rt, endpoint.url), retry_policy=again)
+            with tracing.under(SENT):
+                await execute(rt, job)
+        spans = await collector.count(4)
+    assert {span.trace_id for span in spans} == {TRACE}
+    attempts = [span for span in spans if span.name == "attempt"]
+    first, second = sorted(attempts, key=lambda span: span.attributes["signoff.attempt"])
+    assert (first.parent, second.parent) == (SENT.split("-")[2], first.span_id)
 
 
 async def test_a_failed_operation_is_marked(traced: Client, collector: Collector) -> None:
@@ -190,6 +206,31 @@ async def test_a_span_that_is_under_way_at_the_end_is_sent_before_the_process_st
     (resource,) = collector.resources
     assert resource["service.name"] == "signoff-eu"
     assert resource["deployment.environment.name"] == "test"
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])
+async def test_a_trace_goes_on_in_the_process_that_runs_the_attempt(
+    collector: Collector, database_url: str, tmp_path: Path
+) -> None:
+    given = {
+        "SIGNOFF_DATABASE_URL": database_url,
+        "SIGNOFF_KEY_FILE": str(tmp_path / "signoff.key"),
+        "SIGNOFF_ALLOW_PRIVATE_AGENTS": "1",
+    }
+    settings = settings_for(database_url, tmp_path)
+    async with (
+        fake_agent(says_ok) as endpoint,
+        runtime(settings, allow_private_agents=True, work=False) as rt,
+        process(tmp_path, environment(**given), "worker") as worker,
+    ):
+        await until_line(worker, "Signoff worker is ready.")
+        job = await make_job(rt, await make_agent(rt, endpoint.url))
+        with tracing.under(SENT):
+            await execute(rt, job)
+        attempt, agent_call = await collector.named("attempt", "agent call")
+    assert (attempt.trace_id, attempt.parent) == (TRACE, SENT.split("-")[2])
+    assert (agent_call.trace_id, agent_call.parent) == (TRACE, attempt.span_id)
+    assert agent_call.is_parent_in(endpoint.received[0].headers["traceparent"])
 
 
 # Without OpenTelemetry

@@ -46,7 +46,6 @@ class Migration(migrations.Migration):
                 ),
                 ("created_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
                 ("alias", fields.CharField(null=True, max_length=100)),
-                ("satisfied_at", InstantField(null=True, auto_now=False, auto_now_add=False)),
                 (
                     "job",
                     fields.ForeignKeyField(
@@ -258,6 +257,11 @@ class Migration(migrations.Migration):
         ),
         ops.AddField(
             model_name="Job",
+            name="dependency_count",
+            field=fields.IntField(default=0),
+        ),
+        ops.AddField(
+            model_name="Job",
             name="dependency_policy",
             field=fields.CharEnumField(
                 default=DependencyPolicy.BLOCK,
@@ -310,11 +314,6 @@ class Migration(migrations.Migration):
             model_name="Job",
             name="run_at",
             field=InstantField(null=True, auto_now=False, auto_now_add=False),
-        ),
-        ops.AddField(
-            model_name="Job",
-            name="unmet_dependencies",
-            field=fields.IntField(default=0),
         ),
         ops.AddIndex(
             model_name="Job",

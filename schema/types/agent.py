@@ -13,7 +13,11 @@ from resolvers import jobs
 from resolvers.context import Info
 from schema.connections import Connection, connection
 from schema.enums import AgentAvailability
+from schema.types.circuit import Circuit
 from schema.types.node import Node
+from schema.types.retry_policy import RetryPolicy
+from services import retries
+from services.agent_http.usage import MICROS
 from services.agents import Trial
 from services.filters import JobFilter
 from services.paging import Window
@@ -29,10 +33,16 @@ class Agent(Node):
     description: str
     timeout_seconds: int
     max_concurrency: int
+    rate_per_minute: int | None
+    max_call_tokens: int | None
+    max_call_cost_usd: float | None
     idempotent: bool = strawberry.field(
         description="It does the work once per idempotency key, however often it is asked."
     )
     accepts_feedback: bool
+    retry_policy: RetryPolicy = strawberry.field(
+        description="What is tried again in its jobs that say nothing else."
+    )
     availability: AgentAvailability
     version: int
     created_at: datetime
@@ -57,6 +67,14 @@ class Agent(Node):
     @strawberry.field(description="JSON Schema of its responses.")
     def output_schema(self) -> JSON:
         return jsontext.loads(self.output_schema_json)
+
+    @strawberry.field(description="Its circuit breaker.")
+    async def circuit(self, info: Info) -> Circuit:
+        return Circuit.of(await info.context.loaders.circuits.load(self.key))
+
+    @strawberry.field(description="Its executions under way, in all workers.")
+    async def running_count(self, info: Info) -> int:
+        return await info.context.loaders.running_counts.load(self.key)
 
     @strawberry.field(description="Its jobs, newest first.")
     async def jobs(
@@ -85,8 +103,12 @@ class Agent(Node):
             output_schema_json=row.output_schema_json,
             timeout_seconds=row.timeout_seconds,
             max_concurrency=row.max_concurrency,
+            rate_per_minute=row.rate_per_minute,
+            max_call_tokens=row.max_call_tokens,
+            max_call_cost_usd=None if row.max_call_micros is None else row.max_call_micros / MICROS,
             idempotent=row.idempotent,
             accepts_feedback=row.accepts_feedback,
+            retry_policy=RetryPolicy.of(retries.policy_of(None, row)),
             availability=row.availability,
             version=row.version,
             created_at=row.created_at,

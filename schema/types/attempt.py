@@ -13,6 +13,7 @@ from resolvers.context import Info
 from schema.enums import AttemptState
 from schema.types.agent import Agent
 from schema.types.node import Node
+from schema.types.usage import Usage
 from schema.types.verdict import Verdict
 from services.values import public_id
 
@@ -89,6 +90,10 @@ class Attempt(Node):
     @strawberry.field(description="Oldest first.")
     async def verdicts(self, info: Info) -> list[Verdict]:
         return [Verdict.of(row) for row in await info.context.loaders.verdicts.load(self.key)]
+
+    @strawberry.field(description="What the agent and the judge took.")
+    async def usage(self, info: Info) -> Usage:
+        return Usage.of_attempt(self.row, await info.context.loaders.verdicts.load(self.key))
 
     @classmethod
     def of(cls, row: models.Attempt) -> Self:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Self
+from typing import Annotated, Self
 
 import strawberry
 from strawberry.scalars import JSON
@@ -26,7 +26,10 @@ from schema.types.agent import Agent
 from schema.types.attempt import Attempt
 from schema.types.job_log import JobLog
 from schema.types.node import Node
+from schema.types.retry_policy import RetryPolicy
+from schema.types.usage import Budget, Usage
 from schema.types.verdict import CriteriaSet, Verdict
+from services import dependencies
 from services.paging import Window, encode_position
 from services.values import public_id
 
@@ -36,6 +39,13 @@ class ActionAvailability:
     action: JobAction
     allowed: bool
     reason: str | None
+
+
+@strawberry.type(description="A job that must be completed before another one starts.")
+class JobDependency:
+    job: Annotated[Job, strawberry.lazy("schema.types.job")]
+    satisfied: bool
+    alias: str | None = strawberry.field(description="What its result is called in the input.")
 
 
 @strawberry.type(description="A piece of work with acceptance criteria.")
@@ -52,6 +62,17 @@ class Job(Node):
     priority: JobPriority
     acceptance_criteria: str = strawberry.field(
         description="The text as the user wrote it; `criteria` is the checklist made of it."
+    )
+    run_at: datetime | None = strawberry.field(description="It does not start before.")
+    due_at: datetime | None = strawberry.field(description="When it should be done.")
+    expires_at: datetime | None = strawberry.field(
+        description="What is not done by then is cancelled."
+    )
+    auto_execute: bool = strawberry.field(
+        description="It starts by itself, once, as soon as it is assigned, ready and due."
+    )
+    starts_by_itself: bool = strawberry.field(
+        description="By autoExecute or `whenReady`: it only waits until it can."
     )
     attempt_count: int
     created_by: Actor
@@ -81,6 +102,58 @@ class Job(Node):
     async def agent(self, info: Info) -> Agent | None:
         row = await agents.by_key(info, self.row.agent_id)
         return Agent.of(row) if row else None
+
+    @strawberry.field(description="Whether it waits for jobs that it depends on.")
+    async def is_blocked(self, info: Info) -> bool:
+        return await jobs.is_blocked(info, self.row)
+
+    @strawberry.field(
+        description="What must be completed before it starts, as far as the caller may see it."
+    )
+    async def depends_on(self, info: Info) -> list[JobDependency]:
+        return [
+            JobDependency(
+                job=Job.of(each.depends_on),
+                satisfied=dependencies.is_met(self.row.dependency_policy, each.depends_on.status),
+                alias=each.alias,
+            )
+            for each in await jobs.depends_on(info, self.row)
+        ]
+
+    @strawberry.field(description="The jobs that depend on it, newest first.")
+    async def dependents(
+        self,
+        info: Info,
+        first: int | None = None,
+        after: str | None = None,
+        last: int | None = None,
+        before: str | None = None,
+    ) -> Connection[Annotated[Job, strawberry.lazy("schema.types.job")]]:
+        window = Window(first, after, last, before)
+        return connection(await jobs.dependents(info, self.row.id, window), Job.of)
+
+    @strawberry.field(description="What is tried again: its own over its agent's policy.")
+    async def retry_policy(self, info: Info) -> RetryPolicy:
+        return RetryPolicy.of(await jobs.retry_policy(info, self.row))
+
+    @strawberry.field(description="Attempts that one executeJob may lead to.")
+    async def max_attempts(self, info: Info) -> int:
+        return (await jobs.retry_policy(info, self.row)).max_attempts
+
+    @strawberry.field(description="What it may take; null for no limit.")
+    def budget(self) -> Budget | None:
+        return Budget.of(self.row)
+
+    @strawberry.field(description="What all its attempts took.")
+    async def usage(self, info: Info) -> Usage:
+        estimate = await info.context.loaders.cost_estimates.load(self.row.id)
+        return Usage.of_job(self.row, estimate=estimate)
+
+    @strawberry.field(
+        description="What an execution that is queued waits for; null if it waits for nothing."
+    )
+    async def waiting_for(self, info: Info) -> str | None:
+        return await jobs.waiting_for(info, self.row)
 
     @strawberry.field(description="Its executions, oldest first.")
     async def attempts(
@@ -144,6 +217,11 @@ class Job(Node):
             status_changed_at=row.status_changed_at,
             completion_mode=row.completion_mode,
             priority=row.priority,
+            run_at=row.run_at,
+            due_at=row.due_at,
+            expires_at=row.expires_at,
+            auto_execute=row.auto_execute,
+            starts_by_itself=row.armed,
             acceptance_criteria=row.acceptance_criteria,
             attempt_count=row.attempt_count,
             created_by=Actor.creator(row),

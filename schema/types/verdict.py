@@ -13,6 +13,7 @@ from models import jsontext
 from resolvers.context import Info
 from schema.enums import CriterionKind, VerdictOutcome
 from schema.types.node import Node
+from schema.types.usage import Usage
 from services.values import public_id
 
 
@@ -94,13 +95,6 @@ class Judge:
     prompt_hash: str | None
 
 
-@strawberry.type(description="What it took.")
-class Usage:
-    input_tokens: int
-    output_tokens: int
-    latency_ms: int
-
-
 @strawberry.type(description="What the judge said of one attempt, criterion by criterion.")
 class Verdict(Node):
     outcome: VerdictOutcome = strawberry.field(
@@ -141,11 +135,7 @@ class Verdict(Node):
             judge=Judge(
                 kind=judge["kind"], model=judge.get("model"), prompt_hash=judge.get("promptHash")
             ),
-            usage=Usage(
-                input_tokens=row.input_tokens,
-                output_tokens=row.output_tokens,
-                latency_ms=row.latency_ms,
-            ),
+            usage=Usage.of_verdict(row),
             created_at=row.created_at,
             criteria_set_id=row.criteria_set_id,
             results_json=row.results_json,

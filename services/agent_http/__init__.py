@@ -8,6 +8,7 @@ from services.agent_http.failures import AgentCallFailed, AgentFault
 from services.agent_http.headers import check_auth_header
 from services.agent_http.messages import AgentReply, AgentRequest
 from services.agent_http.signing import BadSignature, check_secret, new_secret, sign, verify
+from services.agent_http.usage import Reported
 
 __all__ = [
     "AgentCallFailed",
@@ -16,6 +17,7 @@ __all__ = [
     "AgentReply",
     "AgentRequest",
     "BadSignature",
+    "Reported",
     "check_auth_header",
     "check_endpoint_url",
     "check_secret",

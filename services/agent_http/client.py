@@ -13,7 +13,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from services import tracing
-from services.agent_http import answers, failures, signing
+from services.agent_http import answers, failures, signing, usage
 from services.agent_http.connections import Connector, Dial, current_dial
 from services.agent_http.failures import AgentCallFailed, AgentFault
 from services.agent_http.headers import feedback_header, parse_auth_header, user_agent
@@ -99,8 +99,9 @@ class AgentClient:
             body = await answers.read(response, cap=self._max_response_bytes)
             body = answers.without_secrets(body, request)
             value = answers.decode(body, response.status, request)
+            told = usage.read(response.headers)
         latency_ms = round((time.monotonic() - started) * 1000)
-        return AgentReply(response.status, body, value, latency_ms)
+        return AgentReply(response.status, body, value, latency_ms, told)
 
     def _headers(self, request: AgentRequest) -> dict[str, str]:
         try:

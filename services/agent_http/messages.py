@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.agent_http.usage import NOTHING, Reported
+
 
 @dataclass(frozen=True, slots=True)
 class AgentRequest:
@@ -31,3 +33,4 @@ class AgentReply:
     body: bytes
     value: Any
     latency_ms: int
+    usage: Reported = NOTHING

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from models import VerdictOutcome
+from models import VerdictOutcome, jsontext
 from services.criteria import Criterion
 
+BYTES_PER_TOKEN = 3
 SCORES = {VerdictOutcome.PASS: 1.0, VerdictOutcome.FAIL: 0.0}
 
 
@@ -95,6 +96,13 @@ class LLMRequest:
     criteria: tuple[Criterion, ...]
     output: Any
     truncated: bool
+    max_output_tokens: int
+
+    @property
+    def estimated_tokens(self) -> int:
+        """About how many tokens the question has, rather too many than too few."""
+        parts = (self.instructions, self.message, jsontext.dumps(self.answer_schema))
+        return -(-sum(len(part.encode()) for part in parts) // BYTES_PER_TOKEN)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -108,7 +116,10 @@ class LLMRequest:
 
 @dataclass(frozen=True, slots=True)
 class LLMAnswer:
-    """A result for every criterion asked about; `raw` is the server's answer as it came."""
+    """A result for every criterion asked about; `raw` is the server's answer as it came.
+
+    No tokens at all: the server does not count them.
+    """
 
     results: list[CriterionResult]
     model: str
@@ -119,13 +130,20 @@ class LLMAnswer:
 
 
 class JudgeFailed(Exception):
-    """No judgement came of it: never a reason to pass or to fail an output."""
+    """No judgement came of it: never a reason to pass or to fail an output.
 
-    def __init__(self, code: str, message: str, raw: Any = None) -> None:
+    `tokens` are those that went in and out: none where no model was asked, None where nobody
+    knows.
+    """
+
+    def __init__(
+        self, code: str, message: str, raw: Any = None, *, tokens: tuple[int, int] | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.raw = raw
+        self.tokens = tokens
 
 
 class LLMJudge(Protocol):

@@ -36,7 +36,6 @@ from services.judges.openai_answers import (
     Judgements,
     Quote,
     ResponsesBody,
-    Usage,
 )
 from services.values import storable
 
@@ -68,6 +67,9 @@ if what you were given does not let you tell.
 """
 
 UNSUPPORTED = {404, 405, 501}
+UNUSED = (0, 0)
+"""The tokens of a question that no model was asked."""
+NOT_CONNECTED = {"ConnectError", "ConnectTimeout"}
 SAID: dict[int, tuple[str, str]] = {
     400: ("BAD_REQUEST", "The judge's server refused the request"),
     401: ("UNAUTHORIZED", "The judge's server refused the API key"),
@@ -92,9 +94,11 @@ class OpenAIJudge:
         timeout_seconds: float = 60,
         max_retries: int = 2,
         max_output_bytes: int = 200_000,
+        max_output_tokens: int = 16_384,
     ) -> None:
         self.model = model
         self._max_output_bytes = max_output_bytes
+        self._max_output_tokens = max_output_tokens
         self._api_key = api_key
         self._base_url = base_url
         self._timeout = timeout_seconds
@@ -120,32 +124,38 @@ class OpenAIJudge:
             criteria=asked,
             output=subject.output,
             truncated=len(output.encode()) > self._max_output_bytes,
+            max_output_tokens=self._max_output_tokens,
         )
 
     async def ask(self, request: LLMRequest) -> LLMAnswer:
         client = await self._connected()
         started = time.perf_counter()
         raw: Any = None
+        tokens: tuple[int, int] | None = None
         try:
             async with asyncio.timeout(self._timeout):
                 body = await self._send(client, request)
             raw = self._redacted(body)
             answer = _envelope(raw)
+            tokens = answer.usage and answer.usage.tokens
             results = _results(request, answer.text())
         except TimeoutError:
             message = f"The judge did not answer within {self._timeout:g} s."
             raise JudgeFailed("TIMEOUT", message, raw) from None
         except JudgeFailed as e:
             message = self._redacted_text(e.message)
-            raise JudgeFailed(e.code, _sentence(message), self._redacted(e.raw) or raw) from None
+            told = self._redacted(e.raw) or raw
+            tokens = e.tokens if tokens is None else tokens
+            raise JudgeFailed(e.code, _sentence(message), told, tokens=tokens) from None
         except ValidationError as e:
-            raise JudgeFailed("MALFORMED", _unreadable(_first(e)), raw) from None
-        usage = answer.usage or Usage()
+            message = _unreadable(_first(e))
+            raise JudgeFailed("MALFORMED", message, raw, tokens=tokens) from None
+        into, out = tokens or UNUSED
         return LLMAnswer(
             results=results,
             model=answer.model or self.model,
-            input_tokens=usage.input_tokens or usage.prompt_tokens,
-            output_tokens=usage.output_tokens or usage.completion_tokens,
+            input_tokens=into,
+            output_tokens=out,
             latency_ms=round((time.perf_counter() - started) * 1000),
             raw=raw,
         )
@@ -178,12 +188,15 @@ class OpenAIJudge:
                 e.status_code, ("HTTP_ERROR", "The judge's server answered with an error")
             )
             message = f"{said} (HTTP {e.status_code}): {_told_by(e.body)}"
-            raise JudgeFailed(code, message, e.body) from None
+            tokens = UNUSED if e.status_code in SAID else None
+            raise JudgeFailed(code, message, e.body, tokens=tokens) from None
         except openai.APITimeoutError:
             raise TimeoutError from None
         except openai.APIConnectionError as e:
             why = type(e.__cause__).__name__
-            raise JudgeFailed("UNREACHABLE", f"The judge's server is unreachable: {why}") from None
+            message = f"The judge's server is unreachable: {why}"
+            tokens = UNUSED if why in NOT_CONNECTED else None
+            raise JudgeFailed("UNREACHABLE", message, tokens=tokens) from None
         except TimeoutError:
             raise
         except JudgeFailed:
@@ -236,6 +249,7 @@ async def _by_responses(client: openai.AsyncOpenAI, model: str, request: LLMRequ
                 "strict": True,
             }
         },
+        max_output_tokens=request.max_output_tokens,
         store=False,
     ) as response:
         return await _body(response)
@@ -252,6 +266,7 @@ async def _by_chat(client: openai.AsyncOpenAI, model: str, request: LLMRequest) 
             "type": "json_schema",
             "json_schema": {"name": "judgement", "schema": request.answer_schema, "strict": True},
         },
+        max_completion_tokens=request.max_output_tokens,
     ) as response:
         return await _body(response)
 

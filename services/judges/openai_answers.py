@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.judges.base import JudgeFailed
 
+MAX_TOKENS = 1_000_000_000
+
 
 class Quote(BaseModel):
     model_config = ConfigDict(strict=True)
@@ -56,6 +58,15 @@ class Usage(BaseModel):
     output_tokens: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """In and out, as either API names them, within what can be kept."""
+        into, out = (
+            max(self.input_tokens, self.prompt_tokens),
+            max(self.output_tokens, self.completion_tokens),
+        )
+        return min(max(into, 0), MAX_TOKENS), min(max(out, 0), MAX_TOKENS)
 
 
 class ResponsesBody(BaseModel):

@@ -31,11 +31,10 @@ class Span:
     parent: str
     attributes: dict[str, Any]
     failed: bool
-    flags: int
 
-    @property
-    def traceparent(self) -> str:
-        return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
+    def is_parent_in(self, traceparent: str) -> bool:
+        """Whether it names this span; its flags are not sent to a collector."""
+        return traceparent.startswith(f"00-{self.trace_id}-{self.span_id}-")
 
 
 @dataclass
@@ -84,7 +83,6 @@ def _span(span: trace_pb2.Span) -> Span:
         span.parent_span_id.hex(),
         _attributes(span),
         span.status.code == trace_pb2.Status.STATUS_CODE_ERROR,
-        span.flags & 0xFF,
     )
 
 

@@ -1,0 +1,75 @@
+"""Why an execution in the queue does not run yet, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from uuid import UUID
+
+from models import AgentAvailability, QueueState, statements
+from models.statements import Row
+from services import circuits, queue
+from services.circuits import CircuitState
+from services.queue import Rate
+
+ENTRIES = """SELECT q."job_id", q."state", q."ready_at", a."availability", a."max_concurrency",
+        a."rate_per_minute", g."open_until", g."reason", g."rate_at",
+        (SELECT count(*) FROM "queue_entries" r
+         WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id")
+    FROM "queue_entries" q JOIN "agents" a ON a."id" = q."agent_id"
+    LEFT JOIN "agent_gates" g ON g."agent_id" = a."id"
+    WHERE q."state" <> 'RUNNING' AND q."job_id" IN ({ids})"""
+RUNNING = """SELECT "agent_id", count(*) FROM "queue_entries"
+    WHERE "state" = 'RUNNING' AND "agent_id" IN ({ids}) GROUP BY "agent_id" """
+
+
+async def reasons(job_ids: Sequence[UUID]) -> list[str | None]:
+    """What each job waits for; None for one that waits for nothing, or is not in the queue."""
+    now = datetime.now(UTC)
+    rows = await _fetch(ENTRIES, job_ids)
+    found = {str(row[0]): _reason(row[1:], now) for row in rows}
+    return [found.get(str(job_id)) for job_id in job_ids]
+
+
+async def running_counts(agent_ids: Sequence[UUID]) -> list[int]:
+    """How many executions of each agent are under way, anywhere."""
+    found = {str(agent_id): running for agent_id, running in await _fetch(RUNNING, agent_ids)}
+    return [found.get(str(agent_id), 0) for agent_id in agent_ids]
+
+
+async def _fetch(sql: str, ids: Sequence[UUID]) -> Sequence[Row]:
+    marks = ", ".join(f"${n}" for n in range(1, len(ids) + 1))
+    return await statements.database().fetch(sql.format(ids=marks), *map(str, ids))
+
+
+def _reason(row: Row, now: datetime) -> str:
+    state, ready_at, availability, most, per_minute, open_until, why, rate_at, running = row
+    if state == QueueState.SLEEPING:
+        return f"a pause until {_told(queue.instant(ready_at))}"
+    if availability != AgentAvailability.ACTIVE:
+        return f"agent is {availability}"
+    return (
+        _broken(queue.instant(open_until), why, running, now)
+        or (f"agent is at its maxConcurrency of {most}" if running >= most else None)
+        or (_too_fast(Rate.of(now, rate_at or 0, per_minute), per_minute) if per_minute else None)
+        or "a free worker"
+    )
+
+
+def _broken(open_until: datetime | None, why: str, running: int, now: datetime) -> str | None:
+    circuit = circuits.state_of(open_until, now)
+    if circuit is CircuitState.OPEN:
+        return f"agent's circuit is open until {_told(open_until)}: {why}"
+    if circuit is CircuitState.HALF_OPEN and running:
+        return f"agent's circuit is half open, and another execution tries it: {why}"
+    return None
+
+
+def _too_fast(rate: Rate, per_minute: int) -> str | None:
+    if rate.room:
+        return None
+    return f"agent is at its ratePerMinute of {per_minute} until {_told(rate.opens_at)}"
+
+
+def _told(at: datetime | None) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds") if at else "later"

@@ -1,0 +1,16 @@
+"""A world of users, admins, agents that fail in every way, and machines that crash.
+
+Real server processes are asked over HTTP by several users at once, and killed, stopped, frozen and
+cut off from their database meanwhile. Again and again all rows are read at one moment and held
+against the invariants of `invariants.py`, of which the first is that a job's row is what its log
+says (`fold.py`).
+
+What is done comes from a seed, which a failure prints with the steps so far; when the machine does
+what is the operating system's affair, so a seed repeats a story, not its every interleaving.
+
+    SIGNOFF_SIMULATION_SEED=7 SIGNOFF_SIMULATION_STEPS=20000 \
+        pytest tests/simulation --timeout 3600
+
+runs one story of that length on each database. Without them a new seed is drawn, and the story is
+as short as CI wants it. For many stories: `for seed in $(seq 100); do …; done`.
+"""
