@@ -28,8 +28,8 @@ class Agent(Table):
     accepts_feedback = fields.BooleanField(default=False)
     retry_json = fields.TextField(null=True)
     rate_per_minute = fields.IntField(null=True)
-    max_call_tokens = fields.BigIntField(null=True)
-    max_call_micros = fields.BigIntField(null=True)
+    max_call_tokens: fields.Field[int | None] = fields.BigIntField(null=True)
+    max_call_micros: fields.Field[int | None] = fields.BigIntField(null=True)
     availability = fields.CharEnumField(
         AgentAvailability,
         max_length=16,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -33,11 +34,33 @@ else:
             return datetime.fromisoformat(value) if isinstance(value, str) else value
 
 
+@lru_cache(maxsize=100)
+def _defaults(table: type[Model]) -> tuple[tuple[str, Any], ...]:
+    described = table._meta  # noqa: SLF001
+    return tuple(
+        (name, described.fields_map[name].default) for name in described.fields_db_projection
+    )
+
+
 class Table(Model):
     """What every table but the log has."""
 
     id = fields.UUIDField(primary_key=True, default=uuid7)
     created_at = InstantField(default=now)
+
+    def __init__(self, **given: Any) -> None:
+        """A new row of columns' values as they are; Tortoise's own way costs ten times that."""
+        columns = self._meta.fields_db_projection
+        if not given.keys() <= columns.keys():
+            super().__init__(**given)
+            return
+        attributes = vars(self)
+        attributes |= {"_partial": False, "_saved_in_db": False, "_await_when_save": {}}
+        attributes["_custom_generated_pk"] = False
+        for name, default in _defaults(type(self)):
+            if name not in given:
+                attributes[name] = default() if callable(default) else default
+        attributes |= given
 
     class Meta(Model.Meta):
         abstract = True

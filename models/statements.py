@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar, cast
+from uuid import UUID
 
 from tortoise import connections
 from tortoise.fields import BigIntField, CharField, FloatField, IntField, TextField, UUIDField
@@ -68,6 +69,10 @@ class Database(Protocol):
         """Rows found by a key or an index: on SQLite the event loop waits for them."""
         ...
 
+    async def fetch_vital(self, sql: str, *values: Any) -> Sequence[Row]:
+        """The same for signs of life: it waits for no other work of this process."""
+        ...
+
     async def execute_batch(self, statements: Sequence[Statement]) -> list[Any]:
         """Run statements in one transaction; what each `returning` one returned, else None.
 
@@ -110,12 +115,14 @@ def _encoder(field: Field[Any]) -> Encode | None:
     return _value if hasattr(field, "enum_type") else None
 
 
-def _text(value: Any) -> Any:
+@lru_cache(maxsize=10_000)
+def _text(value: UUID | None) -> str | None:
+    """Remembered, since an execution writes the same few keys some forty times."""
     return None if value is None else str(value)
 
 
 def _value(value: Any) -> Any:
-    return None if value is None else value.value
+    return None if value is None else value._value_
 
 
 @lru_cache(maxsize=100)
@@ -262,10 +269,17 @@ def numbered(sql: str) -> str:
 
 
 def _values(model: type[Model], given: Mapping[str, Any]) -> list[Any]:
-    return [
-        given[name] if encode is None else encode(given[name])
-        for name, (_, encode) in zip(given, _columns(model, tuple(given)), strict=True)
-    ]
+    values = list(given.values())
+    for position, encode in _encoders(model, tuple(given)):
+        values[position] = encode(values[position])
+    return values
+
+
+@lru_cache(maxsize=1000)
+def _encoders(model: type[Model], names: tuple[str, ...]) -> tuple[tuple[int, Encode], ...]:
+    """The places of the attributes that a driver must be given as something else."""
+    encoders = [encode for _, encode in _columns(model, names)]
+    return tuple((place, encode) for place, encode in enumerate(encoders) if encode)
 
 
 def insert(model: type[Model], *rows: Mapping[str, Any], returning: str | None = None) -> Statement:

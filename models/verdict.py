@@ -41,7 +41,7 @@ class Verdict(Table):
     summary = fields.TextField()
     results_json = fields.TextField()
     judge_json = fields.TextField()
-    cost_micros = fields.BigIntField(default=0)
+    cost_micros: fields.Field[int] = fields.BigIntField(default=0)
     input_tokens = fields.IntField(default=0)
     output_tokens = fields.IntField(default=0)
     latency_ms = fields.IntField(default=0)

@@ -10,7 +10,8 @@ from graphql import GraphQLError
 from strawberry.extensions import MaskErrors
 from strawberry.pydantic import InputValidationError
 
-from services.errors import ErrorCode, InvalidInput, SignoffError
+from models.statements import Unavailable
+from services.errors import DatabaseUnavailable, ErrorCode, InvalidInput, SignoffError
 
 logger = structlog.get_logger(__name__)
 
@@ -35,6 +36,10 @@ def shown(error: GraphQLError) -> GraphQLError:
     if isinstance(cause, InvalidInput):
         problems = [{"path": list(p.path), "message": p.message} for p in cause.problems]
         return _with(error, str(cause), {"fields": problems}, cause.code)
+    if isinstance(cause, Unavailable):
+        cause = DatabaseUnavailable()
+    if isinstance(cause, DatabaseUnavailable):
+        logger.warning("the database is away", path=error.path, exc_info=error.original_error)
     if isinstance(cause, SignoffError):
         return _with(error, str(cause), {}, cause.code)
     if isinstance(cause, InputValidationError):

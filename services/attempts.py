@@ -35,6 +35,7 @@ class Run:
     agent: Agent
     criteria: CriteriaSet
     gate: AgentGate | None = None
+    outcome: StatusReason | None = None
 
     @property
     def body(self) -> str:
@@ -90,6 +91,7 @@ async def settle(
 
     After one that failed by `error` another one may follow: then the job stays in execution.
     """
+    this.outcome = reason
     if error is not None:
         columns = dict(attempt or {})
         ended = Ended(this.job, this.attempt, this.agent, event, reason, error, columns, changes)

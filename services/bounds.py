@@ -7,7 +7,6 @@ import time
 from models import statements
 from services.errors import LimitExceeded
 
-FRESH_SECONDS = 1.0
 COUNT = """SELECT count(*) FROM (SELECT 1 FROM "queue_entries"
     WHERE "state" IN ('WAITING', 'SLEEPING', 'SUSPECT') LIMIT $1) "waiting" """
 
@@ -19,14 +18,15 @@ class QueueBound:
     is added, so requests at the same moment in several processes may pass the limit by a few.
     """
 
-    def __init__(self, limit: int = 100_000) -> None:
+    def __init__(self, limit: int = 100_000, fresh_seconds: float = 1.0) -> None:
         self.limit = limit
-        self._waiting = 0
-        self._counted_at = -FRESH_SECONDS
+        self.fresh_seconds = fresh_seconds
+        self._waiting = limit
+        self._counted_at = 0.0
 
     async def admit(self) -> None:
         """Raise `LimitExceeded` if one execution more is too many."""
-        stale = time.monotonic() - self._counted_at >= FRESH_SECONDS
+        stale = time.monotonic() - self._counted_at >= self.fresh_seconds
         if stale or self._waiting >= self.limit:
             self._counted_at = time.monotonic()
             ((self._waiting,),) = await statements.database().fetch(COUNT, self.limit)

@@ -69,7 +69,8 @@ class Budget:
 
 
 def of(job: Job) -> Budget | None:
-    return None if job.budget_json is None else Budget(**jsontext.loads(job.budget_json))
+    given = jsontext.loads_or_none(job.budget_json)
+    return Budget(**given) if given else None
 
 
 @dataclass(frozen=True, slots=True)

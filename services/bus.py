@@ -81,7 +81,7 @@ class PostgresBus:
         while True:
             try:
                 await self._connected(heard)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except Exception as error:  # noqa: BLE001 - a process must not stay deaf
                 logger.warning("no word from other processes; connecting again", error=repr(error))
             await asyncio.sleep(RETRY_SECONDS)
 

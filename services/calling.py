@@ -12,14 +12,15 @@ from typing import Any
 import orjson
 
 from models import Agent, AttemptState, Job, JobLogType, JobPhase, StatusReason, jsontext
-from services import agents, attempts, budgets, circuits
-from services.agent_http import AgentCallFailed, AgentFault, AgentReply
+from services import agents, attempts, budgets, circuits, telemetry, tracing
+from services.agent_http import AgentCallFailed, AgentFault, AgentReply, AgentRequest
 from services.attempts import OVERTAKEN, Run
 from services.errors import BudgetExceeded
 from services.lifecycle import Event
 from services.openings import Failure
 from services.runtime import Runtime
-from services.transactions import atomic
+from services.tracing import ERROR, Kind
+from services.transactions import atomic, to_the_end
 from services.values import public_id
 
 TICK = 0.01
@@ -51,7 +52,7 @@ async def ask(rt: Runtime, this: Run) -> bool:
     for tries in count(1):
         try:
             await _record_request(rt, this, tries, in_time=left > 0)
-            reply = await rt.agents.call(request, deadline=deadline - clock())
+            reply = await _call(rt, this, request, deadline - clock())
         except BudgetExceeded as over:
             await budgets.end(rt, this, over, executed=executed)
             return False
@@ -67,9 +68,26 @@ async def ask(rt: Runtime, this: Run) -> bool:
             over = budgets.over_time(this) if ours else None
             await _settle_failure(rt, this, failure, executed=executed, over=over)
             return False
-        await _record_response(rt, this, reply)
+        await to_the_end(rt, _record_response(rt, this, reply))
         return True
     raise AssertionError
+
+
+async def _call(rt: Runtime, this: Run, request: AgentRequest, seconds: float) -> AgentReply:
+    """One try, measured and traced."""
+    about = {"signoff.agent.id": public_id("agent", this.agent.id)}
+    with (
+        tracing.span(rt.tracer, "agent call", Kind.CLIENT, about) as told,
+        telemetry.timed(rt.telemetry.agent_calls) as call,
+    ):
+        try:
+            reply = await rt.agents.call(request, deadline=seconds)
+        except AgentCallFailed as failure:
+            call.outcome = told[ERROR] = failure.fault.value
+            raise
+        call.outcome = telemetry.OK
+        told["http.response.status_code"] = reply.status
+        return reply
 
 
 def _was_cut_off(this: Run) -> bool:
@@ -192,15 +210,8 @@ async def _log_late(rt: Runtime, this: Run, reply: AgentReply) -> None:
     attempts.tell(this, JobLogType.AGENT_RESPONSE, message, _told(reply) | {"late": True})
 
 
-@atomic
-async def log_aborted(rt: Runtime, this: Run) -> None:
-    message = "The request was cut off, because the attempt had ended; the agent may have acted."
-    told = {"error": "ABORTED", "mayHaveExecuted": True, "late": True}
-    attempts.tell(this, JobLogType.AGENT_RESPONSE, message, told)
-
-
 def _told(reply: AgentReply) -> dict[str, Any]:
-    told = {"httpStatus": reply.status, "latencyMs": reply.latency_ms}
+    told: dict[str, Any] = {"httpStatus": reply.status, "latencyMs": reply.latency_ms}
     if usage := reply.usage.to_json():
         told["usage"] = usage
     return told | {"body": orjson.Fragment(reply.body)}

@@ -106,7 +106,9 @@ async def check(viewer: Viewer, drafts: Sequence[DependencyDraft]) -> None:
     """Raises `NotFound` for a job that is not there, or not the viewer's to see."""
     if not drafts:
         return
-    seen = {job.id async for job in Job.filter(id__in=[d.job_id for d in drafts]) if viewer.sees(job)}
+    seen = {
+        job.id async for job in Job.filter(id__in=[d.job_id for d in drafts]) if viewer.sees(job)
+    }
     for each in drafts:
         if each.job_id not in seen:
             raise NotFound(public_id("job", each.job_id))
@@ -115,9 +117,7 @@ async def check(viewer: Viewer, drafts: Sequence[DependencyDraft]) -> None:
 def write(job: Job, drafts: Sequence[DependencyDraft]) -> None:
     """The dependencies of a new job, on which none can depend yet."""
     for each in drafts:
-        current().insert(
-            JobDependency(job_id=job.id, depends_on_id=each.job_id, alias=each.alias)
-        )
+        current().insert(JobDependency(job_id=job.id, depends_on_id=each.job_id, alias=each.alias))
 
 
 async def replace(job: Job, drafts: Sequence[DependencyDraft]) -> None:
@@ -189,7 +189,9 @@ async def body(rt: Runtime, job: Job, agent: Agent) -> str | None:
         return None
     by_alias = {link.alias: link.job_id for link in await links(job) if link.alias in wanted}
     rows = {each.id: each async for each in Job.filter(id__in=list(by_alias.values()))}
-    results = {alias: jsontext.loads_or_none(rows[id].result_json) for alias, id in by_alias.items()}
+    results = {
+        alias: jsontext.loads_or_none(rows[id].result_json) for alias, id in by_alias.items()
+    }
     try:
         text = references.resolve(given, results.__getitem__)
     except NotResolved as why:
@@ -236,10 +238,6 @@ async def seen_by(viewer: Viewer, job_ids: Sequence[UUID]) -> list[list[JobDepen
         if viewer.sees(row.depends_on):
             found[row.job_id].append(row)
     return [found[job_id] for job_id in job_ids]
-
-
-def is_blocked_now(job: Job, waits_for: Sequence[Job]) -> bool:
-    return job.status in WAITING and bool(waits_for)
 
 
 def blocked() -> Q:

@@ -85,6 +85,7 @@ class Engine:
         self._alarm: datetime | None = None
         self._polled_at = self._compared_at = -math.inf
         self._to_compare = False
+        self._expected = False
         self._stopping = False
         self._turn = asyncio.Lock()
         self._seen_at = self._patient_until = -math.inf
@@ -138,6 +139,7 @@ class Engine:
     def wake(self, at: datetime | None = None) -> None:
         """There may be something to run; with `at`, from then on."""
         self._set_alarm(at)
+        self._expected = self._expected or at is None
         self._news.set()
 
     def _set_alarm(self, *times: datetime | None) -> None:
@@ -212,13 +214,18 @@ class Engine:
         if polling or self._to_compare:
             await self._compare_in_time(now, clock, polling=polling)
         slots = self._max_tasks - len(self._running)
-        if slots > 0 and not self._stopping:
+        if slots > 0 and not self._stopping and await self._something_waits():
             found = await queue.take(self._id, slots, suspects=not self._suspects)
             self._set_alarm(found.again_at)
             for each in found.taken:
                 self._begin(each)
         if polling:
             self._polled_at = clock
+
+    async def _something_waits(self) -> bool:
+        """What was queued here needs no look."""
+        expected, self._expected = self._expected, False
+        return expected or await queue.any_waiting()
 
     async def _look_at_clock(self, now: datetime) -> None:
         assert self._work is not None  # noqa: S101

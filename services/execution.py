@@ -34,11 +34,14 @@ from services import (
     calling,
     dependencies,
     idempotency,
+    interruptions,
     jobs,
     judging,
     lifecycle,
     openings,
     queue,
+    telemetry,
+    tracing,
 )
 from services.actors import Actor, Viewer
 from services.attempts import OVERTAKEN, Run
@@ -48,6 +51,7 @@ from services.lifecycle import Event
 from services.openings import Failure
 from services.queue import Orphan
 from services.runtime import Runtime
+from services.tracing import Kind
 from services.transactions import atomic, current
 from services.values import JobId, LongText, Version, public_id
 
@@ -133,8 +137,8 @@ async def accept(
     assert agent is not None  # noqa: S101 - the guard of EXECUTE
     await _admit(rt, viewer, job, agent)
     hints = await _feedback(job, feedback) if agent.accepts_feedback else []
-    attempt = openings.attempt(job, agent, hints)
-    attempt.request_json = await dependencies.body(rt, job, agent)
+    body = await dependencies.body(rt, job, agent)
+    attempt = openings.attempt(job, agent, hints, body=body)
     await lifecycle.move(
         rt,
         job,
@@ -213,21 +217,30 @@ async def run(rt: Runtime, job_id: UUID, number: int) -> None:
     if this is None:
         await queue.forget(job_id, number)
         return
-    with structlog.contextvars.bound_contextvars(
-        job_id=public_id("job", this.job.id), attempt=this.attempt.number
+    told_id = public_id("job", this.job.id)
+    about = {"signoff.job.id": told_id, "signoff.attempt": number}
+    with (
+        structlog.contextvars.bound_contextvars(job_id=told_id, attempt=number),
+        tracing.under(this.attempt.traceparent),
+        tracing.span(rt.tracer, "attempt", Kind.INTERNAL, about),
     ):
         try:
             if this.attempt.responded_at is not None or await calling.ask(rt, this):
                 await judging.judge(rt, this)
         except OVERTAKEN:
             logger.info("attempt overtaken")
+            rt.telemetry.ended(telemetry.OVERTAKEN)
+        else:
+            rt.telemetry.ended(this.outcome or this.job.status_reason)
 
 
 async def aborted(rt: Runtime, job_id: UUID, number: int) -> None:
-    """Note that the agent was cut off since the attempt had ended."""
+    """Note what the run was cut off from: the attempt has ended, or is another worker's."""
     this = await _attempt(job_id, number)
-    if this and this.attempt.started_at is not None and this.attempt.responded_at is None:
-        await calling.log_aborted(rt, this)
+    if this and this.attempt.finished_at is not None:
+        rt.telemetry.ended(telemetry.OVERTAKEN)
+    if this:
+        await interruptions.note(rt, this)
 
 
 async def take_over(rt: Runtime, orphan: Orphan) -> None:
@@ -280,9 +293,11 @@ async def _give_up(rt: Runtime, this: Run, why: str) -> None:
     with suppress(*OVERTAKEN):
         if this.attempt.responded_at is not None:
             await judging.leave_to_review(rt, this, f"{why} The agent's response is kept.")
+            rt.telemetry.ended(this.job.status_reason)
             return
         message = f"{why} Execute the job again if that is safe."
         asked = this.attempt.started_at is not None or this.attempt.idempotency_key is not None
         reason = StatusReason.WORKER_LOST
         error = Failure(reason, message, retryable=True, may_have_executed=asked)
         await attempts.settle(rt, this, Event.LOSE, reason, message, error=error)
+        rt.telemetry.ended(this.job.status_reason)

@@ -42,7 +42,7 @@ from services.lifecycle import Event
 from services.openings import Failure
 from services.runtime import Runtime
 from services.tracing import ERROR, Kind
-from services.transactions import atomic, current
+from services.transactions import atomic, current, to_the_end
 from services.values import public_id, storable
 
 
@@ -79,9 +79,7 @@ async def judge(rt: Runtime, this: Run) -> None:
         where = mismatch.pointer or "the top"
         message = f"The response does not fit the outputSchema at {where}: {mismatch.message}"
         reason = StatusReason.OUTPUT_SCHEMA_INVALID
-        error = Failure(
-            reason, message, retryable=True, may_have_executed=True, reasons=[message]
-        )
+        error = Failure(reason, message, retryable=True, may_have_executed=True, reasons=[message])
         await attempts.settle(rt, this, Event.FAIL, reason, message, error=error)
         return
     checklist = Checklist(
@@ -100,8 +98,13 @@ async def judge(rt: Runtime, this: Run) -> None:
     except BudgetExceeded as over:
         await budgets.end(rt, this, over, executed=True)
         return
+    decision = decide(checklist, judgement.results)
+    await to_the_end(rt, _record(rt, this, judgement, decision))
+
+
+async def _record(rt: Runtime, this: Run, judgement: Judgement, decision: Decision) -> None:
     try:
-        await _apply(rt, this, judgement, decide(checklist, judgement.results))
+        await _apply(rt, this, judgement, decision)
     except attempts.OVERTAKEN:
         await _log_late(rt, this, judgement)
         raise

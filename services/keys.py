@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from datetime import UTC, datetime
 
-from models import ActorKind, ApiKey, Role
+from models import ActorKind, ApiKey, Role, statements
 from services.actors import RESERVED_NAMES, Viewer
 from services.errors import InvalidInput, Unauthenticated
 
@@ -46,8 +46,8 @@ async def any_made() -> bool:
 
 async def viewer_of(text: str) -> Viewer:
     """The user of a key; raises `Unauthenticated` for an unknown or revoked one."""
-    key = await ApiKey.get_or_none(key_hash=_hash(text), revoked_at=None)
-    if key is None:
+    key = await statements.fetch(ApiKey, key_hash=_hash(text))
+    if key is None or key.revoked_at is not None:
         raise Unauthenticated("The API key is unknown or revoked.")
     return Viewer(ActorKind.API_KEY, key.name, key.name, key.role)
 

@@ -26,6 +26,7 @@ from models import (
     Job,
     JobLogType,
     JobPhase,
+    JobPriority,
     JobStatus,
     StatusReason,
 )
@@ -392,8 +393,7 @@ async def move(
         current().update(Attempt, where, closing | dict(attempt or {}))
     if ended or changes.get("phase") is JobPhase.AWAITING_REVIEW:
         current().dequeue(job)
-    for name, value in changes.items():
-        setattr(job, name, value)
+    vars(job).update(changes)
     if event is not Event.HOLD:
         expiry_changed = "expires_at" in changes
         timers.follow(job, source, was_watched=was_watched, expiry_changed=expiry_changed)
@@ -422,8 +422,14 @@ TOLD: Mapping[str, str] = {
     "name": "name",
     "priority": "priority",
     "criteria_version": "criteriaVersion",
+    "run_at": "runAt",
+    "due_at": "dueAt",
+    "expires_at": "expiresAt",
+    "auto_execute": "autoExecute",
+    "armed": "armed",
 }
 """Columns whose new values an entry tells, by the names that it gives them."""
+MAX_RESULT_BYTES = log.MAX_PAYLOAD_BYTES - 4096
 
 
 def log_status(
@@ -438,10 +444,7 @@ def log_status(
     changed: Mapping[str, Any] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """The entry of a move; `event` None is the making of the job, `changed` are its columns.
-
-    What can be long comes last: of a payload that is too long the beginning is kept.
-    """
+    """The entry of a move; `event` None is the making of the job, `changed` are its columns."""
     told: dict[str, Any] = {
         "event": event or "CREATE",
         "from": source,
@@ -453,14 +456,34 @@ def log_status(
     }
     if job.phase:
         told["phase"] = job.phase
-    given = vars(job) if changed is None else changed
-    if changes := {name: given[column] for column, name in TOLD.items() if column in given}:
+    if changes := _changes(job, changed):
         told["changes"] = changes
-    if event is Event.FORCE_COMPLETE and "result_json" in given:
-        told["result"] = orjson.Fragment(given["result_json"])  # it is nowhere else once replaced
+    if event is Event.FORCE_COMPLETE and changed and "result_json" in changed:
+        told |= _result(changed["result_json"])
     told |= more or {}
     entry = log.entry(job, type, by, message=message, payload=told, attempt_id=attempt_id)
     log.append(entry)
+
+
+def _changes(job: Job, changed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The columns to tell of; of a new job those that have a value."""
+    if changed is None:
+        given = {column: value for column, value in vars(job).items() if value is not None}
+    else:
+        given = changed
+    found = {name: given[column] for column, name in TOLD.items() if column in given}
+    if "priority" in found:
+        found["priority"] = JobPriority(found["priority"]).name
+    return found
+
+
+def _result(text: str) -> dict[str, Any]:
+    """A result that no attempt has, so that it is known when the job has another one.
+
+    Of one that is too long only how long it is: its entry must stay whole.
+    """
+    size = len(text.encode())
+    return {"result": orjson.Fragment(text)} if size <= MAX_RESULT_BYTES else {"resultBytes": size}
 
 
 async def _refuse_late(

@@ -23,7 +23,7 @@ from models import (
     VerdictOutcome,
     jsontext,
 )
-from services import agents, lifecycle, retries
+from services import agents, lifecycle, retries, tracing
 from services.actors import SYSTEM
 from services.errors import InvalidInput, SchemaMismatch
 from services.lifecycle import Event
@@ -102,8 +102,18 @@ class Step:
     skipped: Sequence[str] = ()
 
 
-def attempt(job: Job, agent: Agent, feedback: Sequence[str], *, key: str | None = None) -> Attempt:
-    """The job's next attempt, not written yet; it goes on with the work that `key` names."""
+def attempt(
+    job: Job,
+    agent: Agent,
+    feedback: Sequence[str],
+    *,
+    key: str | None = None,
+    body: str | None = None,
+) -> Attempt:
+    """The job's next attempt, not written yet; it goes on with the work that `key` names.
+
+    `body` is what the agent is sent, where that is not the job's input as it stands.
+    """
     return Attempt(
         job_id=job.id,
         agent_id=agent.id,
@@ -112,7 +122,9 @@ def attempt(job: Job, agent: Agent, feedback: Sequence[str], *, key: str | None 
         criteria_version=job.criteria_version,
         feedback_json=jsontext.dumps(feedback),
         idempotency_key=key,
+        request_json=body,
         agent_snapshot_json=jsontext.dumps(_snapshot(agent)),
+        traceparent=tracing.current(),
     )
 
 
@@ -132,6 +144,15 @@ def _snapshot(agent: Agent) -> dict[str, Any]:
 def key_of(attempt: Attempt) -> str:
     """What the agent knows the attempt's work by."""
     return attempt.idempotency_key or public_id("attempt", attempt.id)
+
+
+def error_of(attempt: Attempt) -> dict[str, Any] | None:
+    """What the attempt keeps of its failure; one that was taken back keeps nothing, but tells."""
+    if attempt.state is not AttemptState.CANCELLED:
+        return jsontext.loads_or_none(attempt.error_json)
+    asked = attempt.started_at is not None or attempt.idempotency_key is not None
+    message = "It was taken back; the agent may have acted." if asked else "It was taken back."
+    return Failure("CANCELLED", message, retryable=True, may_have_executed=asked).told()
 
 
 async def latest_reasons(job: Job) -> list[str]:
@@ -244,9 +265,9 @@ async def _open(rt: Runtime, policy: RetryPolicy, ended: Ended, step: Step) -> N
         agent,
         await _feedback(policy, ended, agent),
         key=key_of(ended.attempt) if again else None,
+        # with results of other jobs as they were when the execution began
+        body=ended.attempt.request_json if job.dependency_count else None,
     )
-    if job.dependency_count:  # it may hold results, as they were when the execution began
-        new.request_json = ended.attempt.request_json
     pause = 0.0 if moves else max(policy.pause(job.agent_attempts), ended.failure.retry_after)
     message = storable(_message(policy, ended, step, pause))
     await lifecycle.move(
@@ -281,7 +302,7 @@ async def _feedback(policy: RetryPolicy, ended: Ended, agent: Agent) -> list[str
     known = await latest_reasons(ended.job)
     given = [hint for hint in jsontext.loads(ended.attempt.feedback_json) if hint not in known]
     new = ended.failure.reasons if _is_new_work(policy, ended) else known
-    return given + list(new or ())
+    return list(dict.fromkeys([*given, *(new or ())]))
 
 
 def _message(policy: RetryPolicy, ended: Ended, step: Step, pause: float) -> str:

@@ -12,10 +12,13 @@ what makes limits of agents hold across all workers.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID
+
+from tortoise.exceptions import IntegrityError
 
 from models import Job, JobPriority, QueueState, Worker, statements
 from models.statements import Connection, Row, Statement
@@ -193,13 +196,15 @@ SET_RATE = """INSERT INTO "agent_gates" ("agent_id", "failures", "opened", "rate
     VALUES ($1, 0, 0, $2) ON CONFLICT ("agent_id") DO UPDATE SET "rate_at" = excluded."rate_at" """
 
 
+async def any_waiting() -> bool:
+    return bool(await statements.database().fetch(ANY_WAITING))
+
+
 async def take(worker_id: UUID, slots: int, *, suspects: bool) -> Round:
     """Make executions this worker's own, at most `slots`, as far as their agents' limits allow.
 
     `suspects` says that no suspicious one runs here. Raises `Unavailable`.
     """
-    if not await statements.database().fetch(ANY_WAITING):
-        return Round()
     now = datetime.now(UTC)
     found = Round()
     async with statements.database().exclusive(TAKING) as connection:
@@ -262,7 +267,11 @@ RELEASE = """UPDATE "queue_entries" SET "worker_id" = NULL, "ready_at" = $4, "fa
                    WHEN "lost" >= $7 THEN 'SUSPECT' ELSE 'WAITING' END
     WHERE "job_id" = $1 AND "number" = $2 AND "worker_id" = $3 RETURNING 1"""
 FORGET = 'DELETE FROM "queue_entries" WHERE "job_id" = $1 AND "number" = $2 RETURNING 1'
-MINE = """SELECT "job_id", "number", "failures" FROM "queue_entries" WHERE "worker_id" = $1"""
+MINE = """SELECT "job_id", "number", "failures", "lost" FROM "queue_entries"
+    WHERE "worker_id" = $1"""
+HAND_BACK = """UPDATE "queue_entries" SET "worker_id" = NULL,
+    "state" = CASE WHEN "lost" >= $2 THEN 'SUSPECT' ELSE 'WAITING' END WHERE "worker_id" = $1"""
+LEAVE = 'DELETE FROM "workers" WHERE "id" = $1'
 
 
 async def release(worker_id: UUID, it: Taken, *, failures: int, ready_at: datetime | None) -> None:
@@ -280,7 +289,8 @@ async def forget(job_id: UUID, number: int) -> None:
 
 async def mine(worker_id: UUID) -> list[Taken]:
     """What the rows say that this worker runs."""
-    return [taken(row) for row in await statements.database().fetch(MINE, str(worker_id))]
+    rows = await statements.database().fetch(MINE, str(worker_id))
+    return [taken(row[:3], suspect=row[3] >= SUSPICIOUS) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,16 +324,24 @@ async def enter(worker_id: UUID, name: str, *, alone: bool) -> None:
     await statements.database().fetch(sql, str(worker_id), name)
 
 
-async def beat(worker_id: UUID, lease_seconds: float) -> bool:
-    """A sign of life; False if it came too late, and others took over."""
-    now, ago = _clock()
-    sql = f"""UPDATE "workers" SET "seen_at" = {now}
-        WHERE "id" = $2 AND "seen_at" > {ago} RETURNING 1"""  # noqa: S608 - constants
-    return bool(await statements.database().fetch(sql, lease_seconds, str(worker_id)))
+async def beat(worker_id: UUID) -> bool:
+    """A sign of life; False if others have taken over all that there was, and buried the worker.
+
+    A late one counts: as long as nobody took over, what runs there need not run again.
+    """
+    now, _ = _clock()
+    sql = f"""UPDATE "workers" SET "seen_at" = {now} WHERE "id" = $1 RETURNING 1"""  # noqa: S608
+    return bool(await statements.database().fetch_vital(sql, str(worker_id)))
 
 
 async def leave(worker_id: UUID) -> None:
-    await Worker.filter(id=worker_id).delete()
+    """Go, and give back at once whatever is still the worker's."""
+    await statements.database().execute_batch(
+        [
+            Statement(HAND_BACK, [str(worker_id), SUSPICIOUS], "queue_entries"),
+            Statement(LEAVE, [str(worker_id)], "workers"),
+        ]
+    )
 
 
 async def orphans(lease_seconds: float) -> list[Orphan]:
@@ -352,7 +370,8 @@ async def reconcile() -> int:
     """Queue what the jobs say is under way and no entry tells of; returns how many."""
     rows = await statements.fetch_all((Job,), LOST)
     for (job,) in rows:
-        await statements.database().execute_batch([insertion(job)])
+        with suppress(IntegrityError):  # another worker that starts just now has done it
+            await statements.database().execute_batch([insertion(job)])
     return len(rows)
 
 

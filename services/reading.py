@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from enum import StrEnum
 from uuid import UUID
 
 from tortoise.expressions import Q, Subquery
-from tortoise.functions import Max
+from tortoise.functions import Coalesce, Max
 
-from models import Agent, Attempt, CriteriaSet, Job, JobDependency, JobLog, JobLogType, JobPriority, Verdict
+from models import (
+    Agent,
+    Attempt,
+    CriteriaSet,
+    Job,
+    JobDependency,
+    JobLog,
+    JobLogType,
+    JobPriority,
+    Verdict,
+)
 from services.actors import Viewer
 from services.filters import AgentFilter, JobFilter, agent_condition, job_condition, listed
 from services.paging import Page, Sort, Window, fetch, instant, int32, int64
@@ -29,12 +40,18 @@ class JobOrderField(StrEnum):
     CREATED_AT = "CREATED_AT"
     UPDATED_AT = "UPDATED_AT"
     PRIORITY = "PRIORITY"
+    DUE_AT = "DUE_AT"
 
+
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+DUE_OR_NEVER = "due_or_never"
+"""Jobs without a date are due last, on both databases."""
 
 COLUMNS = {
     JobOrderField.CREATED_AT: ("created_at", instant),
     JobOrderField.UPDATED_AT: ("updated_at", instant),
     JobOrderField.PRIORITY: ("priority", JobPriority),
+    JobOrderField.DUE_AT: (DUE_OR_NEVER, instant),
 }
 
 
@@ -53,7 +70,10 @@ def _sorts(order: Sequence[JobOrder]) -> tuple[Sort, ...]:
 async def jobs(
     viewer: Viewer, where: JobFilter | None, order: Sequence[JobOrder], window: Window
 ) -> Page[Job]:
-    return await fetch(Job.filter(listed(where, viewer)), _sorts(order), window)
+    query = Job.filter(listed(where, viewer))
+    if any(each.field is JobOrderField.DUE_AT for each in order):
+        query = query.annotate(**{DUE_OR_NEVER: Coalesce("due_at", NEVER)})
+    return await fetch(query, _sorts(order), window)
 
 
 async def agents(where: AgentFilter | None, window: Window) -> Page[Agent]:

@@ -31,7 +31,7 @@ from services.dependencies import Link
 from services.errors import LimitExceeded, SignoffError
 from services.lifecycle import Event
 from services.runtime import Runtime
-from services.timers import PARKED, WAITING, Claimed, Moved
+from services.timers import WAITING, Claimed, Moved
 from services.transactions import atomic
 from services.values import public_id
 
@@ -50,11 +50,11 @@ async def due(rt: Runtime, now: datetime) -> datetime | None:
     if at is None or at > now:
         return at
     claimed = await timers.claim(now)
-    await asyncio.gather(*(_deal_with(rt, each) for each in claimed))
+    await asyncio.gather(*(deal_with(rt, each) for each in claimed))
     return await timers.next_at()
 
 
-async def _deal_with(rt: Runtime, timer: Claimed) -> None:
+async def deal_with(rt: Runtime, timer: Claimed) -> None:
     """One timer; what goes wrong with it is tried again and does not hold up the others."""
     handle = _start if timer.kind is TimerKind.START else _expire
     try:
@@ -106,14 +106,16 @@ async def _start(rt: Runtime, timer: Claimed) -> None:
         )
     elif cancelled and job.dependency_policy is DependencyPolicy.BLOCK:
         await _hold(rt, timer, job, f"it depends on {_named(cancelled)}, and that was cancelled.")
-    elif not all(dependencies.is_met(job.dependency_policy, link.status) for link in links):
-        await _hold(rt, timer, job, None)
-    elif not job.armed or agent is None:
+    elif agent is None or not job.armed or not _are_met(job, links):
         await _hold(rt, timer, job, None)
     elif job.run_at is not None and job.run_at > datetime.now(UTC):
         await _hold(rt, timer, job, None, until=job.run_at)
     else:
         await _execute(rt, timer, job, agent)
+
+
+def _are_met(job: Job, links: Sequence[Link]) -> bool:
+    return all(dependencies.is_met(job.dependency_policy, link.status) for link in links)
 
 
 def _named(links: Sequence[Link]) -> str:
@@ -152,5 +154,6 @@ async def _tell(rt: Runtime, job: Job, message: str, status_message: str | None)
 
 
 async def _is_told(job: Job, message: str) -> bool:
-    last = await JobLog.filter(job_id=job.id, type=JobLogType.CONFIG_CHANGE).order_by("-seq").first()
+    changes = JobLog.filter(job_id=job.id, type=JobLogType.CONFIG_CHANGE)
+    last = await changes.order_by("-seq").first()
     return last is not None and last.message == message

@@ -172,5 +172,3 @@ async def next_at() -> datetime | None:
 
 def _uuid(value: object) -> UUID:
     return value if isinstance(value, UUID) else UUID(str(value))
-
-

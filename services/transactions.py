@@ -13,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+import structlog
 from tortoise.exceptions import IntegrityError
 from tortoise.models import Model
 
@@ -26,7 +28,10 @@ from models import Job, JobLog, QueueEntry, statements
 from models.statements import GuardMissed, Statement, Unavailable
 from services import engine, queue
 from services.engine import Key
+from services.errors import DatabaseUnavailable
 from services.runtime import Runtime
+
+logger = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,6 +44,7 @@ Entry = dict[str, Any]
 PATIENCE_SECONDS = 3.0
 """How long a caller waits for a database that does not answer; executions wait on."""
 PAUSE_SECONDS = 0.2
+DRAIN_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -126,8 +132,11 @@ class Transaction:
         self.writes.append(statements.delete(model, where))
 
     async def commit(self, rt: Runtime) -> None:
-        """Write all of it, then wake who waits for it."""
+        """Write all of it, then wake who waits for it. Raises `DatabaseUnavailable`."""
         if self.entries:
+            first = self.entries[0]
+            named = {name: first[name] for name in ("job_id", "type", "created_at")}
+            self._proof = self._proof or (JobLog, named)
             self.writes.append(statements.insert(JobLog, *self.entries))
         results = await self._written()
         for index, take in self._returned.items():
@@ -155,11 +164,14 @@ class Transaction:
                 if clock() > deadline or self._proof is None:
                     raise
             except (GuardMissed, IntegrityError) as refusal:
-                if doubtful and self._proof and await statements.exists(*self._proof):
-                    return [None] * len(self.writes)
-                if isinstance(refusal, GuardMissed):
-                    await self._guards[refusal.index]()
-                raise
+                with suppress(Unavailable):
+                    if doubtful and self._proof and await statements.exists(*self._proof):
+                        return [None] * len(self.writes)
+                    if isinstance(refusal, GuardMissed):
+                        await self._guards[refusal.index]()
+                    raise
+                if clock() > deadline:
+                    raise DatabaseUnavailable from None
             await asyncio.sleep(PAUSE_SECONDS)
 
 
@@ -193,6 +205,7 @@ def atomic(
 
     Inside another such function it joins that one's transaction. Reads see the database as
     it is, without the writes to come: what a decision rests on is guarded by `swap`.
+    Raises `DatabaseUnavailable` when the database does not answer.
     """
 
     @wraps(body)
@@ -202,31 +215,49 @@ def atomic(
         transaction = Transaction()
         token = _current.set(transaction)
         try:
-            result = await body(rt, *args, **kwargs)
-        finally:
-            _current.reset(token)
-        if transaction.writes or transaction.entries:
-            await _uncancelled(rt, transaction.commit(rt))
+            try:
+                result = await body(rt, *args, **kwargs)
+            finally:
+                _current.reset(token)
+            if transaction.writes or transaction.entries:
+                await asyncio.shield(_kept(rt, transaction.commit(rt)))
+        except Unavailable as error:
+            raise DatabaseUnavailable from error
         return result
 
     return run
 
 
-async def _uncancelled(rt: Runtime, work: Awaitable[None]) -> None:
+def _kept(rt: Runtime, work: Awaitable[T]) -> asyncio.Future[T]:
     task = asyncio.ensure_future(work)
-    rt.transactions.add(task)
-    task.add_done_callback(rt.transactions.discard)
+    rt.transactions.add(cast("asyncio.Task[object]", task))
+    task.add_done_callback(cast("Any", rt.transactions.discard))
     task.add_done_callback(_retrieve)
-    await asyncio.shield(task)
+    return task
 
 
-def _retrieve(task: asyncio.Task[None]) -> None:
+def _retrieve(task: asyncio.Future[Any]) -> None:
     """Mark the outcome as seen: a caller that hung up will not come for it."""
     if not task.cancelled():
         task.exception()
 
 
+async def to_the_end(rt: Runtime, work: Awaitable[T]) -> T:
+    """What is begun and must not be left half done: a caller that is cancelled waits for it."""
+    task = _kept(rt, work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
 async def drain(rt: Runtime) -> None:
-    """Wait for the transactions under way: before the connections are closed."""
-    while rt.transactions:
-        await asyncio.wait(rt.transactions)
+    """Wait for the transactions under way, before the connections are closed.
+
+    Not for ever: with a database that is away they would never end.
+    """
+    if rt.transactions:
+        _, unfinished = await asyncio.wait(rt.transactions, timeout=DRAIN_SECONDS)
+        if unfinished:
+            logger.warning("ended with transactions under way", count=len(unfinished))

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import structlog
 from aiohttp import web
 
+from models.statements import Unavailable
 from services import tracing
-from services.errors import ErrorCode
+from services.errors import DatabaseUnavailable, ErrorCode
 from services.runtime import Runtime
 from signoff import graphiql, health, sample
 from signoff.auth import is_loopback, same_origin
@@ -38,13 +39,16 @@ def allows_private_agents(settings: Settings) -> bool:
     return settings.on_sqlite and is_loopback(settings.host)
 
 
-def create_app(settings: Settings) -> web.Application:
-    """The server of one process; its runtime starts and stops with it."""
+def create_app(settings: Settings, *, work: bool = True) -> web.Application:
+    """The server of one process; its runtime starts and stops with it.
+
+    `work` False leaves all executions to `signoff worker`.
+    """
     known = Health.of(settings)
 
     async def services(app: web.Application) -> AsyncIterator[None]:
         allowed = allows_private_agents(settings)
-        async with runtime(settings, allow_private_agents=allowed) as rt:
+        async with runtime(settings, allow_private_agents=allowed, work=work) as rt:
             app[RUNTIME] = rt
             app[VIEW] = View(rt, known.gate)
             known.rt = rt
@@ -104,6 +108,9 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         raise
     except web.HTTPException as error:
         return failure(error.status, error.reason, f"HTTP_{error.status}")
+    except (Unavailable, DatabaseUnavailable):
+        logger.warning("the database is away", exc_info=True)
+        return failure(503, str(DatabaseUnavailable()), ErrorCode.UNAVAILABLE)
     except Exception as error:
         error_id = secrets.token_hex(8)
         logger.exception("unexpected error", error_id=error_id, exc_info=error)

@@ -85,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     serve = command("serve", _serve, "run the server")
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (default 8080)")
+    serve.add_argument(
+        "--no-worker",
+        action="store_true",
+        help="run no executions here: `signoff worker` does, any number of them, on Postgres",
+    )
     worker = command(
         "worker", _worker, "run executions only; any number beside a server, on Postgres"
     )
@@ -116,13 +121,18 @@ def _serve(given: argparse.Namespace) -> None:
         name: getattr(given, name) for name in ("host", "port") if getattr(given, name) is not None
     }
     settings = Settings(**changes)
+    if given.no_worker and settings.on_sqlite:
+        raise Refused(
+            "--no-worker needs Postgres (SIGNOFF_DATABASE_URL=postgres://…); on SQLite nobody "
+            "else could run the executions"
+        )
     logs.configure(settings.log_level)
-    uvloop.run(_serving(settings))
+    uvloop.run(_serving(settings, work=not given.no_worker))
 
 
-async def _serving(settings: Settings) -> None:
+async def _serving(settings: Settings, *, work: bool) -> None:
     await _refuse_open_door(settings)
-    app = create_app(settings)
+    app = create_app(settings, work=work)
     async with _listening(app, settings.host, settings.port) as port:
         await _announce(settings, app, port)
         await _stopped()

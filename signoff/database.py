@@ -20,8 +20,19 @@ from tortoise.models import Model
 
 import models
 
-COMMAND_SECONDS = 30
-"""A black-holed connection would otherwise hold an operation for a minute and more."""
+COMMAND_SECONDS = 15
+"""For one statement's answer. Ours take milliseconds, a search through a million jobs a second
+or two. A black-holed connection would otherwise hold an operation for a minute and more, and
+proxies and clients commonly give up after 30 s, waiting for a free connection included."""
+CONNECT_SECONDS = 5
+POOL_SIZE = 10
+"""Connections of one process, to which two are added: one to listen, one for signs of life.
+One event loop keeps no more than a few busy, and eight processes fit under Postgres' default of
+100 connections."""
+IDLE_SECONDS = 3
+"""After which Postgres undoes a transaction in which a process says nothing. A worker that is
+stopped, cut off or swapped out while it holds the lock of the queue, or of a job, would
+otherwise stop all the others. Ours are silent for milliseconds."""
 MIGRATION_LOCK = 7_464_339_111
 
 
@@ -37,10 +48,13 @@ def _file(url: str) -> Path:
     return Path(url.removeprefix("sqlite://"))
 
 
-def config(url: str, *, foreign_keys: bool = True) -> dict[str, Any]:
-    """Tortoise's configuration; raises `DatabaseUnavailable` for a URL of no known kind."""
+def config(url: str, *, migrating: bool = False) -> dict[str, Any]:
+    """Tortoise's configuration; raises `DatabaseUnavailable` for a URL of no known kind.
+
+    `migrating` is without foreign keys on SQLite, and takes as long as it takes.
+    """
     return {
-        "connections": {"default": _connection(url, foreign_keys=foreign_keys)},
+        "connections": {"default": _connection(url, migrating=migrating)},
         "apps": {
             "models": {
                 "models": ["models"],
@@ -53,7 +67,7 @@ def config(url: str, *, foreign_keys: bool = True) -> dict[str, Any]:
     }
 
 
-def _connection(url: str, *, foreign_keys: bool) -> dict[str, Any]:
+def _connection(url: str, *, migrating: bool) -> dict[str, Any]:
     if url.startswith("sqlite://"):
         if not _file(url).name or str(_file(url)) == ":memory:":
             raise DatabaseUnavailable(
@@ -66,7 +80,7 @@ def _connection(url: str, *, foreign_keys: bool) -> dict[str, Any]:
                 "busy_timeout": 5000,
                 "journal_mode": "WAL",
                 "synchronous": "NORMAL",
-                "foreign_keys": "ON" if foreign_keys else "OFF",
+                "foreign_keys": "OFF" if migrating else "ON",
                 "case_sensitive_like": "ON",  # as Postgres has it
             },
         }
@@ -86,11 +100,17 @@ def _connection(url: str, *, foreign_keys: bool) -> dict[str, Any]:
     expanded["engine"] = "signoff.postgres"
     expanded["credentials"] |= {
         "minsize": 2,
-        "maxsize": 10,
-        "timeout": 10,
-        "command_timeout": COMMAND_SECONDS,
+        "maxsize": POOL_SIZE,
+        "timeout": CONNECT_SECONDS,
         "reset": _keep,
     }
+    if not migrating:
+        expanded["credentials"] |= {
+            "command_timeout": COMMAND_SECONDS,
+            "server_settings": {
+                "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
+            },
+        }
     return expanded
 
 
@@ -153,7 +173,7 @@ async def _migrate_sqlite(url: str) -> None:
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
         await asyncio.to_thread(_probe, path)
         try:
-            await apply_migrations(config=config(url, foreign_keys=False))
+            await apply_migrations(config=config(url, migrating=True))
             for model in _tables():
                 for statement in index_statements(model):
                     await connections.get("default").execute_script(statement)
@@ -173,7 +193,7 @@ async def _migrate_postgres(url: str) -> None:
     try:
         await lock.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
         try:
-            await apply_migrations(config=config(url))
+            await apply_migrations(config=config(url, migrating=True))
         finally:
             await Tortoise.close_connections()
     finally:

@@ -122,7 +122,7 @@ async def _metrics(request: web.Request) -> web.Response:
     if refused is not None:
         return refused
     if health.rt is None:
-        return failure(503, "Not started yet.", "UNAVAILABLE")
+        return failure(503, "Not started yet.", ErrorCode.UNAVAILABLE)
     body, content_type = await health.rt.telemetry.exposition(
         health.rt.events, health.rt.engine.running, request.headers.get("Accept", "")
     )
@@ -139,7 +139,7 @@ async def _refusal(health: Health, request: web.Request) -> web.Response | None:
         return response
     except Exception:
         logger.exception("keys cannot be read")
-        return failure(503, SILENT, "UNAVAILABLE")
+        return failure(503, SILENT, ErrorCode.UNAVAILABLE)
     if viewer.is_admin:
         return None
     return failure(403, "Metrics are for admins.", ErrorCode.FORBIDDEN)

@@ -7,9 +7,10 @@ not fit into that goes statement by statement.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import lru_cache
 from typing import Any, cast
 
@@ -27,11 +28,72 @@ GONE = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
 )
-"""What a restart, a cut connection, a black hole or a full server look like."""
+"""What a restart, a cut connection, a black hole, a full server, a deadlock, a pause of ours
+within a transaction or a switch to a standby look like."""
+POOL_SECONDS = 5
+"""For a free connection. Whoever waits longer is behind hundreds of others, or the database is
+away: an answer that says so is better than a queue of requests that nobody waits for any more."""
+CLOSE_SECONDS = 1
+"""For saying good-bye to a server that may be gone."""
+OF_THE_POOL = frozenset({"reset", "max_queries", "max_inactive_connection_lifetime"})
 
 
 class BatchingClient(AsyncpgDBClient):
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._vital: Any = None
+        self._vital_turn = asyncio.Lock()
+
+    async def fetch_vital(self, sql: str, *values: Any) -> Sequence[Row]:
+        """See `models.statements.Database`; on a connection that nobody else uses."""
+        with _translated():
+            async with self._vital_turn:
+                try:
+                    if self._vital is None or self._vital.is_closed():
+                        self._vital = await self._another_connection()
+                    return await self._vital.fetch(sql, *values)
+                except BaseException:
+                    if self._vital is not None:
+                        self._vital.terminate()
+                    raise
+
+    async def _another_connection(self) -> Any:
+        connect = cast("Callable[..., Awaitable[Any]]", asyncpg.connect)
+        more = {name: value for name, value in self.extra.items() if name not in OF_THE_POOL}
+        return await connect(
+            host=self.host,
+            port=self.port,
+            user=self.user,
+            password=self.password,
+            database=self.database,
+            server_settings=self.server_settings,
+            **more,
+        )
+
+    async def _close(self) -> None:
+        if self._vital is not None:
+            self._vital.terminate()
+        pool = cast("Any", self._pool)
+        if pool is not None:
+            try:
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await pool.close()
+            except TimeoutError:
+                pool.terminate()
+        self._pool = None
+
+    async def _translate_exceptions(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        with _translated():
+            return await super()._translate_exceptions(func, *args, **kwargs)
+
+    def acquire_connection(self) -> AbstractAsyncContextManager[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """For Tortoise's own queries."""
+        return self._acquired()
+
     async def fetch(self, sql: str, *values: Any) -> Sequence[Row]:
         """See `models.statements.Database`."""
         with _translated():
@@ -47,7 +109,7 @@ class BatchingClient(AsyncpgDBClient):
                         return await _at_once(connection, statements)
                     except asyncpg.DivisionByZeroError:
                         pass  # a guard missed; the way below finds out which
-                async with connection.transaction():
+                async with _transaction(connection, "BEGIN"):
                     return [
                         await _one(connection, index, each) for index, each in enumerate(statements)
                     ]
@@ -57,23 +119,25 @@ class BatchingClient(AsyncpgDBClient):
         """See `models.statements.Database`; an advisory lock keeps others out."""
         with _translated():
             async with self._acquired() as connection:
-                await connection.execute(f"BEGIN; SELECT pg_advisory_xact_lock({key})")
-                try:
+                begin = f"BEGIN; SELECT pg_advisory_xact_lock({key})"
+                async with _transaction(connection, begin):
                     yield connection
-                    await connection.execute("COMMIT")
-                except BaseException:
-                    if not connection.is_closed():
-                        await connection.execute("ROLLBACK")
-                    raise
 
     @asynccontextmanager
     async def _acquired(self) -> AsyncGenerator[Any]:
-        if self._pool is None:
-            await self.create_connection(with_db=True)
-        pool = cast("Any", self._pool)
-        connection = await pool.acquire()
+        """A connection of one's own; one that did not answer is not used again."""
+        async with asyncio.timeout(POOL_SECONDS):
+            if self._pool is None:
+                async with self._pool_init_lock:
+                    if self._pool is None:
+                        await self.create_connection(with_db=True)
+            pool = cast("Any", self._pool)
+            connection = await pool.acquire()
         try:
             yield connection
+        except GONE:
+            connection.terminate()  # saying good-bye would wait for a server that is not there
+            raise
         finally:
             await pool.release(connection)
 
@@ -86,6 +150,21 @@ def _translated() -> Generator[None]:
         raise IntegrityError(error) from error
     except GONE as error:
         raise Unavailable(str(error) or type(error).__name__) from error
+
+
+@asynccontextmanager
+async def _transaction(connection: Any, begin: str) -> AsyncGenerator[None]:
+    """Committed at the end; undone, by cutting the connection unless it is surely well."""
+    try:
+        await connection.execute(begin)
+        yield
+        await connection.execute("COMMIT")
+    except (GuardMissed, asyncpg.IntegrityConstraintViolationError):
+        await connection.execute("ROLLBACK")
+        raise
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 def _are_apart(statements: Sequence[Statement]) -> bool:

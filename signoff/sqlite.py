@@ -84,6 +84,10 @@ class DirectClient(SqliteClient):
 
         return await self._when_free(read)
 
+    async def fetch_vital(self, sql: str, *values: Any) -> Sequence[Row]:
+        """See `models.statements.Database`; nothing on this thread waits for anything else."""
+        return await self.fetch(sql, *values)
+
     async def execute_batch(self, statements: Sequence[Statement]) -> list[Any]:
         """See `models.statements.Database`."""
         loop = asyncio.get_running_loop()

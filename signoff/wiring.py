@@ -89,9 +89,6 @@ async def runtime(
         stack.push_async_callback(transactions.drain, rt)
         await rt.events.start()
         stack.push_async_callback(rt.events.stop)
-        if work:
-            await rt.engine.start(_work(rt))
-            stack.push_async_callback(rt.engine.stop, settings.shutdown_seconds)
 
         def heard(*, work: bool) -> None:
             rt.events.wake()
@@ -99,7 +96,10 @@ async def runtime(
                 rt.engine.heard()
 
         await rt.bus.start(heard)
-        stack.push_async_callback(rt.bus.stop)
+        stack.push_async_callback(rt.bus.stop)  # after the engine, which tells by it to the end
+        if work:
+            await rt.engine.start(_work(rt))
+            stack.push_async_callback(rt.engine.stop, settings.shutdown_seconds)
         sweeper = asyncio.create_task(_sweep(rt))
         stack.callback(sweeper.cancel)
         yield rt

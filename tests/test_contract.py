@@ -128,6 +128,11 @@ ORDERS = {
     "job_tags": ["tag", "job_id"],
     "idempotency_keys": ["created_at"],
     "api_keys": ["key_hash"],
+    "agent_gates": ["agent_id"],
+    "queue_entries": ["state", "agent_id", "rank"],
+    "workers": ["id"],
+    "timers": ["at", "id"],
+    "job_dependencies": ["job_id", "depends_on_id"],
 }
 """What each table is read by, most of the time."""
 

@@ -57,6 +57,7 @@ from tests.support.making import (
     attempts_of,
     error_of,
     execute,
+    holds,
     in_turn,
     key_of,
     log_types,
@@ -529,9 +530,9 @@ class Running:
     fake: FakeAgent
     gate: Gate
 
-    async def late(self) -> Any:
-        """Let the agent answer after all, and return what the log has of it."""
-        self.gate.open.set()
+    async def end_of_call(self) -> Any:
+        """What the log has of the end of the call, which the agent saw too."""
+        await self.fake.all_closed()
 
         async def found() -> Any:
             for entry in await logs_of(self.job):
@@ -557,22 +558,22 @@ async def still(running: Running) -> dict[str, Any]:
     return {k: v for k, v in (await snapshot(running.job)).items() if k != "logs"}
 
 
-async def check_late_answer_is_logged_only(running: Running) -> None:
+async def check_call_was_cut_off(running: Running) -> None:
+    """The connection is closed, the log says so, and nothing else comes of the attempt."""
     before = await still(running)
-    late = await running.late()
-    assert late["late"] is True
-    assert late["body"] == {"answer": "ok"}
+    end = await running.end_of_call()
+    assert end == {"error": "ABORTED", "mayHaveExecuted": True, "late": True}
     assert await still(running) == before
     assert "VERDICT" not in await log_types(running.job)
 
 
-async def test_answer_after_a_cancel_is_logged_and_not_applied(running: Running) -> None:
+async def test_cancel_cuts_the_running_call_off(running: Running) -> None:
     cancel = CancelJob(id=running.job.id, reason="No need.")
     done = await decisions.cancel(running.rt, MEMBER, cancel)
     assert done.status is JobStatus.CANCELLED
     (attempt,) = await attempts_of(running.job)
     assert attempt.state is AttemptState.CANCELLED
-    await check_late_answer_is_logged_only(running)
+    await check_call_was_cut_off(running)
 
 
 async def test_job_can_be_forced_while_it_runs(running: Running) -> None:
@@ -584,7 +585,7 @@ async def test_job_can_be_forced_while_it_runs(running: Running) -> None:
     assert done.completion_mode is CompletionMode.FORCED
     assert done.status_reason is StatusReason.FORCED
     assert done.status_message == "It is urgent."
-    await check_late_answer_is_logged_only(running)
+    await check_call_was_cut_off(running)
     assert (await Job.get(id=done.id)).result_json == '{"by":"hand"}'
 
 
@@ -602,7 +603,7 @@ async def test_job_can_be_taken_from_a_running_agent_and_given_to_another(
         take = ReassignJob.model_validate(given | {"interrupt_running": True})
         taken = await assignment.reassign(rt, ADMIN, take)
         assert (taken.status, taken.agent_id) == (JobStatus.ASSIGNED, agent.id)
-        await check_late_answer_is_logged_only(running)
+        await check_call_was_cut_off(running)
         done = await execute(rt, job)
     assert done.status is JobStatus.COMPLETED
     assert jsontext.loads(done.result_json or "") == {"answer": "ok", "by": "other"}
@@ -620,7 +621,7 @@ async def test_running_job_can_be_resubmitted(running: Running) -> None:
     done = await decisions.resubmit(running.rt, ADMIN, command)
     assert done.status is JobStatus.RESUBMISSION_REQUIRED
     assert done.status_reason is StatusReason.RESUBMISSION_REQUESTED
-    await check_late_answer_is_logged_only(running)
+    await check_call_was_cut_off(running)
 
 
 async def test_second_execution_of_a_running_job_is_refused(running: Running) -> None:
@@ -1023,15 +1024,17 @@ async def test_judge_that_cannot_tell_leaves_it_to_a_person(judged: Judged) -> N
     assert (await Verdict.get(job_id=job.id)).outcome is VerdictOutcome.INCONCLUSIVE
 
 
-async def test_verdict_after_a_cancel_is_logged_and_not_applied(judged: Judged) -> None:
-    judging, go_on = asyncio.Event(), asyncio.Event()
+async def test_cancel_cuts_the_judge_off(judged: Judged) -> None:
+    judging, cut_off = asyncio.Event(), asyncio.Event()
 
     async def waits(
         fake: FakeOpenAI, request: web.Request, body: dict[str, Any]
     ) -> web.StreamResponse:
         judging.set()
-        await go_on.wait()
-        return fake.answer(request, jsontext.dumps({"results": openai_server.judged(body)}))
+        try:
+            return await openai_server.hangs(fake, request, body)
+        finally:
+            cut_off.set()
 
     judged.judge.script.append(waits)
     async with fake_agent(says_ok) as fake:
@@ -1041,15 +1044,14 @@ async def test_verdict_after_a_cancel_is_logged_and_not_applied(judged: Judged) 
         await judging.wait()
         await decisions.cancel(judged.rt, MEMBER, CancelJob(id=job.id))
         before = await snapshot(job)
-        go_on.set()
-        await judged.rt.engine.stop(10)
+        await cut_off.wait()
+        await holds(lambda: judged.rt.engine.running == 0)
     after = await snapshot(job)
     assert (after["job"], after["attempts"]) == (before["job"], before["attempts"])
     assert await Verdict.all().count() == 0
-    (late,) = await told(job, JobLogType.VALIDATOR_RESPONSE)
-    assert late["late"] is True
-    assert [each["outcome"] for each in late["results"]] == ["PASS"]
-    assert (late["inputTokens"], late["outputTokens"]) == (11, 5)
+    assert await told(job, JobLogType.VALIDATOR_RESPONSE) == [
+        {"error": "ABORTED", "mayHaveExecuted": False, "late": True}
+    ]
 
 
 # Secrets

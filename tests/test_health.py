@@ -55,6 +55,14 @@ async def test_a_server_that_can_work_is_ready(client: Client) -> None:
         assert (got.status, got.headers["Cache-Control"]) == (200, "no-store")
 
 
+@pytest.mark.parametrize("database_kind", ["postgres"])
+async def test_a_server_that_leaves_executions_to_workers_is_ready(
+    database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient
+) -> None:
+    client = await aiohttp_client(create_app(settings_for(database_url, tmp_path), work=False))
+    assert await get(client, "/readyz") == (200, READY)
+
+
 async def test_probes_ask_for_no_key(client: Client, database_url: str) -> None:
     await make_key(database_url, "ada", Role.ADMIN)
     for path in ("/healthz", "/readyz"):

@@ -69,6 +69,8 @@ TARGETS: Mapping[Event, Mapping[JobStatus, JobStatus]] = {
     Event.UNASSIGN: {A: P, R: P},
     Event.REASSIGN: {A: A, R: A},
     Event.INTERRUPT: {X: A},
+    Event.ARM: {A: A, R: R},
+    Event.HOLD: {P: P, A: A, R: R},
     Event.EXECUTE: {A: X, R: X},
     Event.ADVANCE: {X: X},
     Event.RETRY: {X: X},
@@ -92,6 +94,8 @@ PARTIES: Mapping[Event, set[Party]] = {
     Event.UNASSIGN: {OWNER, ADMINS},
     Event.REASSIGN: {OWNER, ADMINS, SERVER},
     Event.INTERRUPT: {ADMINS},
+    Event.ARM: {OWNER, ADMINS},
+    Event.HOLD: {SERVER},
     Event.EXECUTE: {OWNER, ADMINS, SERVER},
     Event.ADVANCE: {SERVER},
     Event.RETRY: {SERVER},
@@ -103,7 +107,7 @@ PARTIES: Mapping[Event, set[Party]] = {
     Event.REJECT: {ADMINS},
     Event.RESUBMIT: {ADMINS},
     Event.FORCE_COMPLETE: {ADMINS},
-    Event.CANCEL: {OWNER, ADMINS},
+    Event.CANCEL: {OWNER, ADMINS, SERVER},
     Event.REOPEN: {OWNER, ADMINS},
     Event.ARCHIVE: {OWNER, ADMINS, SERVER},
     Event.UNARCHIVE: {OWNER, ADMINS, SERVER},
@@ -121,7 +125,7 @@ ENDED: Mapping[Event, AttemptState] = {
     Event.FORCE_COMPLETE: AttemptState.CANCELLED,
     Event.CANCEL: AttemptState.CANCELLED,
 }
-CONFIG = {Event.UPDATE, Event.ARCHIVE, Event.UNARCHIVE}
+CONFIG = {Event.UPDATE, Event.ARM, Event.HOLD, Event.ARCHIVE, Event.UNARCHIVE}
 """They change no status, and say so by the type of their entry."""
 UNTOLD = {Event.ADVANCE, Event.RETRY}
 """They change no status either; who moves the job has more to tell."""

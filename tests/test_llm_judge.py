@@ -82,7 +82,7 @@ async def test_what_is_sent(judge: OpenAIJudge, server: FakeOpenAI) -> None:
     await judge.ask(request(judge, FINE, BAD, EXACT))
 
     [sent] = server.requests
-    assert set(sent) == {"model", "instructions", "input", "text", "store"}
+    assert set(sent) == {"model", "instructions", "input", "text", "max_output_tokens", "store"}
     assert sent["store"] is False
     assert sent["text"]["format"]["strict"] is True
     schema = sent["text"]["format"]["schema"]

@@ -63,6 +63,7 @@ TABLE: dict[str, set[Role]] = {
     "reviewAttempt": ADMINS,
     "saveAgent": ADMINS,
     "setAgentAvailability": ADMINS,
+    "resetAgentCircuit": ADMINS,
     "testAgent": ADMINS,
 }
 QUERIES = {
@@ -116,6 +117,7 @@ def inputs(job_id: str, agent_id: str, attempt_id: str) -> dict[str, Json]:
             "input": {"id": agent_id, "name": "Echo", "endpointUrl": "http://127.0.0.1:9/"}
         },
         "setAgentAvailability": {"id": agent_id, "availability": "ACTIVE"},
+        "resetAgentCircuit": {"id": agent_id},
         "testAgent": {"id": agent_id, "input": 1},
     }
 

@@ -31,7 +31,7 @@ NAMES = "query($where: JobFilter) { jobs(where: $where, first: 100) { nodes { na
 PAGE = """
 query($first: Int, $after: String, $last: Int, $before: String, $orderBy: [JobOrder!]) {
   jobs(first: $first, after: $after, last: $last, before: $before, orderBy: $orderBy) {
-    edges { cursor node { name priority createdAt updatedAt } }
+    edges { cursor node { name priority createdAt updatedAt dueAt } }
     pageInfo { hasNextPage hasPreviousPage startCursor endCursor }
   }
 }"""
@@ -278,9 +278,16 @@ ORDERS: list[list[Json] | None] = [
         {"field": "UPDATED_AT", "direction": "DESC"},
         {"field": "CREATED_AT", "direction": "ASC"},
     ],
+    [{"field": "DUE_AT", "direction": "ASC"}],
+    [{"field": "PRIORITY"}, {"field": "DUE_AT", "direction": "DESC"}],
     [{"field": "PRIORITY"}, {"field": "PRIORITY", "direction": "ASC"}],
 ]
-FIELDS = {"CREATED_AT": "createdAt", "UPDATED_AT": "updatedAt", "PRIORITY": "priority"}
+FIELDS = {
+    "CREATED_AT": "createdAt",
+    "UPDATED_AT": "updatedAt",
+    "PRIORITY": "priority",
+    "DUE_AT": "dueAt",
+}
 RANKS = {"LOW": 0, "NORMAL": 1, "HIGH": 2, "URGENT": 3}
 
 
@@ -296,9 +303,9 @@ def in_order(nodes: list[Json], order: list[Json] | None) -> list[Json]:
     return nodes
 
 
-def place(value: str) -> str:
-    """Priorities by their rank, instants as they are."""
-    return str(RANKS.get(value, value))
+def place(value: str | None) -> str:
+    """Priorities by their rank, instants as they are, none after all others."""
+    return "9999" if value is None else str(RANKS.get(value, value))
 
 
 async def walk(client: Client, order: list[Json] | None, size: int, *, back: bool) -> list[Json]:
@@ -326,7 +333,12 @@ async def walk(client: Client, order: list[Json] | None, size: int, *, back: boo
 
 async def test_every_order_visits_each_row_once_from_both_ends(client: Client) -> None:
     for number in range(11):
-        await new_job(client, name=f"n{number}", priority=("LOW", "NORMAL", "HIGH")[number % 3])
+        await new_job(
+            client,
+            name=f"n{number}",
+            priority=("LOW", "NORMAL", "HIGH")[number % 3],
+            dueAt=None if number % 4 == 1 else f"2100-01-{20 - number // 2}T00:00:00Z",
+        )
     for order in ORDERS:
         whole = (await gql(client, PAGE, orderBy=order, first=100))["jobs"]
         nodes = [edge["node"] for edge in whole["edges"]]

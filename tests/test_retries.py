@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from models import (
     Agent,
     AgentAvailability,
     AttemptState,
+    CriteriaSet,
     Job,
     JobLog,
     JobLogType,
@@ -25,9 +27,12 @@ from models import (
     Verdict,
     jsontext,
 )
-from services import agents, decisions, execution, openings, retries
+from services import agents, attempts, decisions, execution, openings, retries
 from services.agents import SaveAgent
+from services.attempts import OVERTAKEN, Run
 from services.decisions import CancelJob, Review
+from services.lifecycle import Event
+from services.openings import Failure
 from services.retries import RetryPolicy
 from services.runtime import Runtime
 from services.values import public_id
@@ -44,6 +49,7 @@ from tests.support.making import (
     attempts_of,
     error_of,
     execute,
+    holds,
     in_turn,
     key_of,
     logs_of,
@@ -52,6 +58,7 @@ from tests.support.making import (
     says_no,
     says_ok,
     snapshot,
+    stalls,
     until,
 )
 from tests.support.running import Client, settings_for
@@ -88,6 +95,14 @@ async def entries_of(job: Job) -> list[JobLog]:
 
 async def now(job: Job) -> Job:
     return await Job.get(id=job.id)
+
+
+@pytest.fixture
+async def rt(database_url: str, tmp_path: Path) -> AsyncIterator[Runtime]:
+    """Agents fail here many times in a row, and are asked nevertheless."""
+    settings = settings_for(database_url, tmp_path, circuit_failures=0)
+    async with runtime(settings, allow_private_agents=True) as running:
+        yield running
 
 
 # After errors
@@ -504,7 +519,7 @@ async def waiting(job: Job) -> bool:
 async def paused_job(rt: Runtime, fake: FakeAgent, **given: Any) -> Job:
     """A job whose second attempt waits for an hour."""
     agent = await make_agent(rt, fake.url, idempotent=True)
-    job = await make_job(rt, agent, **{"retry_policy": LONG} | given)
+    job = await make_job(rt, agent, retry_policy=LONG | given)
     await execute(rt, job, wait_seconds=0)
     await until(lambda: waiting(job))
     return job
@@ -530,7 +545,7 @@ async def test_an_agent_that_asks_for_more_time_gets_it(rt: Runtime) -> None:
     asks = answers({}, "429 Too Many Requests", "retry-after: 1800")
     async with fake_agent(asks) as fake:
         before = datetime.now(UTC)
-        job = await paused_job(rt, fake, retry_policy=LONG | {"initial_seconds": 1})
+        job = await paused_job(rt, fake, initial_seconds=1)
         after = datetime.now(UTC)
     entry = await QueueEntry.get(job_id=job.id)
     assert entry.ready_at
@@ -550,6 +565,30 @@ async def test_a_job_cancelled_in_the_pause_runs_no_more(rt: Runtime) -> None:
         assert len(fake.received) == 1
     assert (await now(job)).status is JobStatus.CANCELLED
     assert await states_of(job) == [FAILED, AttemptState.CANCELLED]
+
+
+CANCEL = "mutation($id: ID!) { cancelJob(input: { id: $id }) { __typename } }"
+EXECUTE = "mutation($id: ID!) { executeJob(input: { id: $id }) { __typename } }"
+ERRORS = """query($id: ID!) { job(id: $id) { attempts { nodes {
+    state error { code message retryable mayHaveExecuted } } } } }"""
+
+
+async def test_what_was_taken_back_tells_whether_the_agent_may_have_acted(client: Client) -> None:
+    async with graphql.agent(client, maxConcurrency=1) as (id, endpoint):
+        endpoint.behave = stalls
+        jobs = [await new_job(client, assign={"agentId": id}) for _ in range(2)]
+        for job in jobs:
+            await gql(client, EXECUTE, id=job["id"])
+        await holds(lambda: len(endpoint.received) == 1)
+        for job in jobs:
+            await gql(client, CANCEL, id=job["id"])
+    read = [(await gql(client, ERRORS, id=job["id"]))["job"]["attempts"]["nodes"] for job in jobs]
+    asked = "It was taken back; the agent may have acted."
+    assert [nodes[0]["state"] for nodes in read] == ["CANCELLED"] * 2
+    assert sorted((each[0]["error"] for each in read), key=lambda e: e["mayHaveExecuted"]) == [
+        {"code": "CANCELLED", "message": message, "retryable": True, "mayHaveExecuted": acted}
+        for message, acted in (("It was taken back.", False), (asked, True))
+    ]
 
 
 async def test_a_server_that_stops_in_the_pause_goes_on_after_it(
@@ -585,6 +624,32 @@ async def test_running_an_attempt_that_was_followed_does_nothing(rt: Runtime) ->
         await execution.give_up(rt, job.id, 1)
         assert await snapshot(job) == before
         assert await QueueEntry.filter(job_id=job.id).count() == 1
+
+
+async def under_way(job: Job) -> Run:
+    """The job's first attempt, as a worker holds it that knows of nothing since."""
+    (attempt,) = await attempts_of(job)
+    agent = await Agent.get(id=attempt.agent_id)
+    return Run(await now(job), attempt, agent, await CriteriaSet.get(job_id=job.id))
+
+
+async def test_a_worker_that_was_thought_dead_opens_no_attempt(rt: Runtime) -> None:
+    async with fake_agent(stalls) as fake:
+        agent = await make_agent(rt, fake.url, idempotent=True)
+        job = await make_job(rt, agent, retry_policy=THRICE)
+        await execute(rt, job, wait_seconds=0)
+        await holds(lambda: len(fake.received) == 1)
+        await rt.engine.stop(0)
+    alive, dead = await under_way(job), await under_way(job)
+    failure = Failure("SERVER_ERROR", "It broke.", retryable=True, may_have_executed=True)
+    ending = (Event.FAIL, StatusReason.AGENT_ERROR, "It broke.")
+    await attempts.settle(rt, alive, *ending, error=failure)
+    before = await snapshot(job)
+    assert [each["number"] for each in before["attempts"]] == [1, 2]
+    with pytest.raises(OVERTAKEN):
+        await attempts.settle(rt, dead, *ending, error=failure)
+    assert await snapshot(job) == before
+    assert (await QueueEntry.get(job_id=job.id)).number == 2
 
 
 def pauses(policy: RetryPolicy) -> list[float]:

@@ -36,7 +36,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "max_executions": ("40", 40),
     "worker_port": ("0", 0),
     "metrics_open": ("1", True),
-    "lease_seconds": ("1", 1.0),
+    "lease_seconds": ("15", 15.0),
     "openai_base_url": ("http://localhost/v1", "http://localhost/v1"),
     "judge_model": ("m", "m"),
     "sample_agent": ("0", False),

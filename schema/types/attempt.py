@@ -15,6 +15,7 @@ from schema.types.agent import Agent
 from schema.types.node import Node
 from schema.types.usage import Usage
 from schema.types.verdict import Verdict
+from services import openings
 from services.values import public_id
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Attempt(Node):
 
     @strawberry.field
     def error(self) -> AttemptError | None:
-        error = jsontext.loads_or_none(self.row.error_json)
+        error = openings.error_of(self.row)
         if error is None:
             return None
         return AttemptError(

@@ -71,8 +71,8 @@ class Job(Node):
     auto_execute: bool = strawberry.field(
         description="It starts by itself, once, as soon as it is assigned, ready and due."
     )
-    starts_by_itself: bool = strawberry.field(
-        description="By autoExecute or `whenReady`: it only waits until it can."
+    armed: bool = strawberry.field(
+        description="It starts by itself when it can, by autoExecute or `whenReady`."
     )
     attempt_count: int
     created_by: Actor
@@ -221,7 +221,7 @@ class Job(Node):
             due_at=row.due_at,
             expires_at=row.expires_at,
             auto_execute=row.auto_execute,
-            starts_by_itself=row.armed,
+            armed=row.armed,
             acceptance_criteria=row.acceptance_criteria,
             attempt_count=row.attempt_count,
             created_by=Actor.creator(row),

@@ -72,9 +72,11 @@ class Events:
     async def _tail(self) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._new.wait(), self._poll_seconds)
+                async with asyncio.timeout(self._poll_seconds):
+                    await self._new.wait()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._listened.wait(), IDLE_SECONDS)
+                async with asyncio.timeout(IDLE_SECONDS):
+                    await self._listened.wait()
             self._new.clear()
             try:
                 await self._read()

@@ -19,6 +19,8 @@ import aiohttp
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 60
 """Longest wait for a process on a busy machine."""
+END_SECONDS = 20
+"""How long a stop may take at most."""
 
 
 @dataclass
@@ -115,9 +117,15 @@ class Fleet:
         await self._ended(machine)
 
     async def _ended(self, machine: Machine) -> None:
-        async with asyncio.timeout(SECONDS):
-            while machine.alive():
-                await asyncio.sleep(0.01)
+        """Return when its process has ended; one that does not tells what it waits for."""
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                while machine.alive():
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            machine.tell(signal.SIGUSR1)
+            await asyncio.sleep(1)
+            raise AssertionError(machine.log.read_text()[-20_000:]) from None
 
     async def freeze(self, machine: Machine, seconds: float) -> None:
         """It does nothing meanwhile, and goes on as if nothing had been."""

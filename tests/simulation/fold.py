@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from models import (
@@ -17,12 +18,14 @@ from models import (
     CompletionMode,
     JobLogType,
     JobPhase,
+    JobPriority,
     JobStatus,
     StatusReason,
     VerdictOutcome,
     jsontext,
 )
-from services.lifecycle import RULES, Event
+from services.lifecycle import RULES, TOLD, Event
+from services.scheduling import HELD
 from tests.simulation.snapshot import Row
 
 CREATE = "CREATE"
@@ -89,9 +92,10 @@ class Told:
     agent: str | None = None
     version: int = 0
     attempt_count: int = 0
-    name: str = ""
-    priority: int = 0
-    criteria_version: int = 0
+    changes: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The columns that are told by name, whenever they change."""
+    first_attempt: int = 1
+    agent_attempts: int = 0
     completion_mode: CompletionMode | None = None
     result: Any = None
     archived: bool = False
@@ -116,7 +120,12 @@ def fold(entries: Iterable[Entry]) -> Told:
     told = Told()
     for entry in entries:
         _apply(told, entry)
-    return told
+    return finished(told)
+
+
+def finished(told: Told) -> Told:
+    """It, comparable to the rows."""
+    return replace(told, changes=_by_name(told.changes))
 
 
 def history(entries: Iterable[Entry]) -> Iterator[tuple[Told, Entry, Told]]:
@@ -140,13 +149,12 @@ def _move(told: Told, entry: Entry) -> None:
     payload, source = entry.payload, told.status
     told.status, told.version = JobStatus(payload["to"]), payload["version"]
     told.agent, told.attempt_count = payload["agentId"], payload["attempt"]
-    if entry.type is not JobLogType.CONFIG_CHANGE:
+    if entry.event == Event.HOLD:
+        _hold(told, entry)
+    elif entry.type is not JobLogType.CONFIG_CHANGE:
         told.phase = JobPhase(payload["phase"]) if "phase" in payload else None
         told.reason, told.message = StatusReason(payload["reason"]), entry.message
-    changes = payload.get("changes", {})
-    told.name = changes.get("name", told.name)
-    told.priority = changes.get("priority", told.priority)
-    told.criteria_version = changes.get("criteriaVersion", told.criteria_version)
+    told.changes |= payload.get("changes", {})
     if source is JobStatus.IN_EXECUTION:
         rule = RULES[Event(entry.event)]
         if rule.renews or told.status is not source:
@@ -157,9 +165,26 @@ def _move(told: Told, entry: Entry) -> None:
         effect(told, entry)
 
 
+def _hold(told: Told, entry: Entry) -> None:
+    """What holds a job is its message, unless that says what was wrong with its work."""
+    if not (entry.message or "").startswith(HELD):
+        told.message = None
+    elif told.status is not JobStatus.RESUBMISSION_REQUIRED:
+        told.message = entry.message
+
+
 def _execute(told: Told, entry: Entry) -> None:
     told.attempts[told.attempt_count] = AttemptState.QUEUED
     told.response = UNKNOWN
+    told.first_attempt, told.agent_attempts = told.attempt_count, 1
+
+
+def _retry(told: Told, entry: Entry) -> None:
+    moves = entry.tells("failedAgentId") != told.agent
+    agent_attempts = 1 if moves else told.agent_attempts + 1
+    first = told.first_attempt
+    _execute(told, entry)
+    told.first_attempt, told.agent_attempts = first, agent_attempts
 
 
 def _pass(told: Told, entry: Entry) -> None:
@@ -188,7 +213,7 @@ def _unarchive(told: Told, entry: Entry) -> None:
 
 EFFECTS: Mapping[str, Callable[[Told, Entry], None]] = {
     Event.EXECUTE: _execute,
-    Event.RETRY: _execute,
+    Event.RETRY: _retry,
     Event.PASS: _pass,
     Event.APPROVE: _approve,
     Event.FORCE_COMPLETE: _force,
@@ -251,6 +276,19 @@ def is_late(entry: Entry) -> bool:
     )
 
 
+def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what is told by name, as both rows and the log may have it; None where it never was."""
+    found = dict.fromkeys(TOLD.values()) | dict(values)
+    if isinstance(found["priority"], str):
+        found["priority"] = JobPriority[found["priority"]].value
+    times = {name for name in found if name.endswith("At")}
+    return {name: _instant(value) if name in times else value for name, value in found.items()}
+
+
+def _instant(value: Any) -> Any:
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
 def columns(row: Row, attempts: Iterable[Row]) -> Told:
     """The same of the rows themselves."""
     mode, phase = row["completion_mode"], row["phase"]
@@ -262,9 +300,9 @@ def columns(row: Row, attempts: Iterable[Row]) -> Told:
         agent=f"agent_{row['agent_id']}" if row["agent_id"] else None,
         version=row["version"],
         attempt_count=row["attempt_count"],
-        name=row["name"],
-        priority=row["priority"],
-        criteria_version=row["criteria_version"],
+        changes=_by_name({name: row[column] for column, name in TOLD.items()}),
+        first_attempt=row["first_attempt"],
+        agent_attempts=row["agent_attempts"],
         completion_mode=CompletionMode(mode) if mode else None,
         result=jsontext.loads_or_none(row["result_json"]),
         archived=row["archived_at"] is not None,

@@ -18,7 +18,7 @@ from models import (
 )
 from services.lifecycle import RULES, Event, Party
 from tests.simulation.actors import holds_criteria
-from tests.simulation.fold import CREATE, UNKNOWN, Entry, Told, columns, history
+from tests.simulation.fold import CREATE, UNKNOWN, Entry, Told, columns, finished, history
 from tests.simulation.snapshot import Row, Snapshot
 
 LIVE = (AttemptState.QUEUED, AttemptState.RUNNING)
@@ -48,7 +48,7 @@ def _of_job(snapshot: Snapshot, job: Row, roles: Mapping[str, Role]) -> Iterator
     for before, entry, after in history(entries):
         yield from _step(before, entry, after, job, roles)
         told = after
-    yield from _differences(told, columns(job, attempts))
+    yield from _differences(finished(told), columns(job, attempts))
     yield from _one_live_attempt(job, attempts)
     yield from _queued(job, snapshot.queue.get(job["id"]))
     yield from _signed_off(snapshot, job, attempts, entries)

@@ -8,6 +8,7 @@ whose process id it answers with. When its input ends, so do they.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -50,6 +51,7 @@ def _become(wanted: dict[str, Any]) -> None:
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _redirect(wanted["log"])
+        signal.signal(signal.SIGUSR1, _tell_tasks)
         os.environ.clear()
         os.environ.update(wanted["environment"])
         os.chdir(wanted["folder"])
@@ -64,6 +66,13 @@ def _become(wanted: dict[str, Any]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)
+
+
+def _tell_tasks(*_: object) -> None:
+    """What a process that does not end is waiting for, into its log."""
+    for task in asyncio.all_tasks():
+        task.print_stack()
+    sys.stderr.flush()
 
 
 def _redirect(log: str) -> None:

@@ -31,7 +31,12 @@ class Subscriber:
     key: str
     seen: list[Change] = field(default_factory=list[Change])
     connections: int = 0
+    ended: asyncio.Task[None] | None = None
     _cursor: str = START
+
+    def end(self, task: asyncio.Task[None]) -> None:
+        """It must not end by itself."""
+        self.ended = task
 
     @property
     def position(self) -> int:
@@ -54,7 +59,7 @@ class Subscriber:
             if response.status != 200:
                 return
             async for line in response.content:
-                if line.startswith(b"data: "):
+                if line.startswith(b"data: {") and line.endswith(b"\n"):  # not cut off
                     self._hear(orjson.loads(line[6:]))
 
     def _hear(self, message: Any) -> None:

@@ -16,7 +16,7 @@ from tests.simulation.actions import ACTIONS, Action
 from tests.simulation.faults import FAULTS
 from tests.simulation.world import JUDGE_KEY, Broken, Step, World
 
-STEPS = int(os.environ.get("SIGNOFF_SIMULATION_STEPS") or 1_200)
+STEPS = int(os.environ.get("SIGNOFF_SIMULATION_STEPS") or 1_000)
 AT_ONCE = 10
 """Steps under way at the same time."""
 CHECK_EVERY = 250
@@ -28,10 +28,16 @@ async def test_invariants_hold_whatever_people_agents_and_machines_do(
     database_url: str, tmp_path: Path
 ) -> None:
     seed = int(os.environ.get("SIGNOFF_SIMULATION_SEED") or secrets.randbelow(2**32))
+    import time
+
+    t = time.time()
     async with world.living(seed, database_url, tmp_path) as living:
         try:
+            print("up", time.time() - t)
             await _live(living)
+            print("lived", time.time() - t)
             await _end(living)
+            print("ended", time.time() - t)
         except BaseException as error:
             problems = error.problems if isinstance(error, Broken) else []
             error.add_note(living.tell_all(problems))

@@ -50,6 +50,8 @@ SETTINGS = {
     "SIGNOFF_RETRY_MAX_SECONDS": "0.05",
     "SIGNOFF_AGENT_MAX_RESPONSE_BYTES": "200000",
     "SIGNOFF_JUDGE_TIMEOUT_SECONDS": "2",
+    "SIGNOFF_CIRCUIT_FAILURES": "4",
+    "SIGNOFF_CIRCUIT_SECONDS": "0.2",
     "SIGNOFF_LOG_LEVEL": "WARNING",
     "OPENAI_API_KEY": JUDGE_KEY,
 }
@@ -214,12 +216,19 @@ class World:
         for agent in self.agents.values():
             await self.activate(agent)
 
-        async def settled() -> Snapshot | None:
-            found = await snapshot.take(self.database_url)
-            return None if found.queue else found
+        async def settled() -> bool:
+            for agent in self.agents.values():
+                await self.heal(agent)
+            return not (await snapshot.take(self.database_url)).queue
 
         await until(settled, SETTLE_SECONDS)
         return await self.check()
+
+    async def heal(self, agent: str) -> None:
+        """Close its circuit, however long it would be open."""
+        step = Step(0, Random(agent))
+        request = Request("ada", "resetAgentCircuit", f"heal {agent} {len(self.story)}")
+        await self.mutate(step, "ada", "resetAgentCircuit", {"id": agent}, request)
 
     async def activate(self, agent: str) -> None:
         """Have it take work again, however often it must be asked for."""
@@ -247,6 +256,8 @@ class World:
         for subscriber in self.subscribers:
 
             async def heard(it: Subscriber = subscriber) -> bool:
+                if it.ended is not None:
+                    it.ended.result()
                 return it.position >= told[-1][0]
 
             await until(heard)
@@ -311,7 +322,9 @@ async def living(seed: int, database_url: str, folder: Path) -> AsyncGenerator[W
 def _follow(world: World, number: int) -> asyncio.Task[None]:
     subscriber = Subscriber(world.keys["ada"])
     world.subscribers.append(subscriber)
-    return asyncio.create_task(subscriber.follow(world.fleet, number))
+    task = asyncio.create_task(subscriber.follow(world.fleet, number))
+    task.add_done_callback(subscriber.end)
+    return task
 
 
 async def _hire(world: World) -> None:
