@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from functools import lru_cache
+from typing import Any
 
 import strawberry
-from graphql import GraphQLError, build_schema, lexicographic_sort_schema, print_schema
-from strawberry.extensions import ParserCache, ValidationCache
+from graphql import (
+    GraphQLError,
+    build_schema,
+    lexicographic_sort_schema,
+    parse,
+    print_schema,
+    specified_rules,
+)
+from strawberry.extensions import SchemaExtension
+from strawberry.extensions.runner import SchemaExtensionsRunner
 from strawberry.schema.config import StrawberryConfig
 from strawberry.schema.name_converter import NameConverter
+from strawberry.schema.schema import validate_document
 from strawberry.types import ExecutionContext
 
 from schema import enums as enums  # before the inputs, which have fields of these types
 from schema import inputs as inputs
+from schema.documents import Checked, Steps
 from schema.errors import HANDLERS
-from schema.failures import Failures
+from schema.failures import MAX_ERRORS, shown
 from schema.mutation import Mutation
 from schema.query import Query
 from schema.scalars import SCALARS
@@ -34,23 +44,25 @@ class _Names(NameConverter):
         return super().apply_naming_config(name.rstrip("_"))
 
 
-class _Documents(ParserCache):
-    """Leaves what cannot be parsed to the parser proper: an error from here is told uncooked."""
-
-    def on_parse(self) -> Iterator[None]:
-        context = self.execution_context
-        with suppress(GraphQLError):
-            context.graphql_document = self.cached_parse_document(
-                context.query, **context.parse_options
-            )
-        yield
-
-
 class Schema(strawberry.Schema):
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._checked = lru_cache(CACHED_DOCUMENTS)(self._check)
+
+    def _check(self, query: str) -> Checked:
+        document = parse(query)
+        return document, validate_document(self._schema, document, tuple(specified_rules))
+
+    def create_extensions_runner(
+        self, execution_context: ExecutionContext, extensions: list[SchemaExtension]
+    ) -> SchemaExtensionsRunner:
+        return Steps(execution_context, extensions, self._checked)
+
     def process_errors(
         self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None
     ) -> None:
-        """Log nothing here: what is unexpected is logged where it is masked, the rest is told."""
+        """Leave of them what a client may know; what is unexpected is logged there."""
+        errors[:] = [shown(error) for error in errors[:MAX_ERRORS]]
 
 
 schema = Schema(
@@ -59,12 +71,7 @@ schema = Schema(
     subscription=Subscription,
     types=[Attempt, Verdict],
     exception_handlers=HANDLERS,
-    extensions=[
-        Failures,
-        Traced,
-        lambda: _Documents(maxsize=CACHED_DOCUMENTS),
-        lambda: ValidationCache(maxsize=CACHED_DOCUMENTS),
-    ],
+    extensions=[Traced],
     config=StrawberryConfig(name_converter=_Names(), scalar_map=SCALARS),
 )
 

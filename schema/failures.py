@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import structlog
 from graphql import GraphQLError
-from strawberry.extensions import MaskErrors
 from strawberry.pydantic import InputValidationError
 
 from models.statements import Unavailable
@@ -18,18 +17,8 @@ logger = structlog.get_logger(__name__)
 MAX_ERRORS = 100
 
 
-class Failures(MaskErrors):
-    """Gives every error an `extensions.code`; an unexpected one is logged under an id."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def _process_errors(self, errors: list[GraphQLError]) -> list[GraphQLError]:
-        return [shown(error) for error in errors[:MAX_ERRORS]]
-
-
 def shown(error: GraphQLError) -> GraphQLError:
-    """What a client may know of `error`."""
+    """What a client may know of `error`, with an `extensions.code`; the rest is logged by an id."""
     cause = error.original_error
     if cause is None:
         return _with(error, error.message, dict(error.extensions or {}), "GRAPHQL_ERROR")

@@ -106,9 +106,10 @@ async def check(viewer: Viewer, drafts: Sequence[DependencyDraft]) -> None:
     """Raises `NotFound` for a job that is not there, or not the viewer's to see."""
     if not drafts:
         return
-    seen = {
-        job.id async for job in Job.filter(id__in=[d.job_id for d in drafts]) if viewer.sees(job)
-    }
+    query = Job.filter(id__in=[each.job_id for each in drafts])
+    if not viewer.sees_all:
+        query = query.filter(created_by_id=viewer.id)
+    seen = set(await query.values_list("id", flat=True))
     for each in drafts:
         if each.job_id not in seen:
             raise NotFound(public_id("job", each.job_id))
@@ -116,8 +117,9 @@ async def check(viewer: Viewer, drafts: Sequence[DependencyDraft]) -> None:
 
 def write(job: Job, drafts: Sequence[DependencyDraft]) -> None:
     """The dependencies of a new job, on which none can depend yet."""
-    for each in drafts:
-        current().insert(JobDependency(job_id=job.id, depends_on_id=each.job_id, alias=each.alias))
+    current().insert(
+        *[JobDependency(job_id=job.id, depends_on_id=d.job_id, alias=d.alias) for d in drafts]
+    )
 
 
 async def replace(job: Job, drafts: Sequence[DependencyDraft]) -> None:

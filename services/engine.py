@@ -239,6 +239,8 @@ class Engine:
             return
         self._compared_at, self._to_compare = clock, False
         await self._compare()
+        if not polling:  # what another process wrote may have moved a timer to now
+            await self._look_at_clock(now)
 
     async def _wait(self) -> None:
         seconds = POLL_SECONDS

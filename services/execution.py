@@ -145,7 +145,6 @@ async def accept(
         Event.EXECUTE,
         viewer,
         agent=agent,
-        unmet=unmet,
         reason=StatusReason.EXECUTION_REQUESTED,
         phase=JobPhase.QUEUED,
         attempt_count=attempt.number,

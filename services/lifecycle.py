@@ -347,7 +347,6 @@ async def move(
     reason: StatusReason | None = None,
     message: str | None = None,
     agent: Agent | None = None,
-    unmet: Sequence[Job] = (),
     expected_version: int | None = None,
     attempt: Mapping[str, Any] | None = None,
     attempt_id: UUID | None = None,
@@ -359,7 +358,7 @@ async def move(
     `attempt_id` is the one that the entry belongs to.
     Raises what `demand` raises; when somebody else was first, at the transaction's end.
     """
-    demand(job, event, by, agent=agent, unmet=unmet, expected_version=expected_version)
+    demand(job, event, by, agent=agent, expected_version=expected_version)
     rule = RULES[event]
     source, target = job.status, rule.target_of(job)
     was_watched = timers.is_watched(job)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import structlog
 
@@ -28,7 +28,7 @@ from services import dependencies, execution, lifecycle, timers
 from services.actors import SYSTEM
 from services.attempts import OVERTAKEN
 from services.dependencies import Link
-from services.errors import LimitExceeded, SignoffError
+from services.errors import SignoffError
 from services.lifecycle import Event
 from services.runtime import Runtime
 from services.timers import WAITING, Claimed, Moved
@@ -39,8 +39,6 @@ logger = structlog.get_logger(__name__)
 
 TRIES = 5
 """A job under way moves on every few milliseconds."""
-FULL = timedelta(seconds=10)
-"""When to ask again where there was no room: nobody tells of room."""
 HELD = "Held: "
 
 
@@ -128,8 +126,7 @@ async def _execute(rt: Runtime, timer: Claimed, job: Job, agent: Agent) -> None:
     except OVERTAKEN:
         raise
     except SignoffError as why:
-        until = datetime.now(UTC) + FULL if isinstance(why, LimitExceeded) else None
-        await _hold(rt, timer, job, str(why), until=until)
+        await _hold(rt, timer, job, str(why))
 
 
 async def _hold(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ GONE = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
@@ -136,7 +137,7 @@ class BatchingClient(AsyncpgDBClient):
         try:
             yield connection
         except GONE:
-            connection.terminate()  # saying good-bye would wait for a server that is not there
+            _drop(connection)
             raise
         finally:
             await pool.release(connection)
@@ -163,8 +164,17 @@ async def _transaction(connection: Any, begin: str) -> AsyncGenerator[None]:
         await connection.execute("ROLLBACK")
         raise
     except BaseException:
-        connection.terminate()
+        _drop(connection)
         raise
+
+
+def _drop(connection: Any) -> None:
+    """At once: saying good-bye would wait for a server that is not there.
+
+    One that broke in the midst of a query says that it is at work, and must not be used again.
+    """
+    with suppress(asyncpg.InterfaceError):  # it is out of the pool already
+        connection.terminate()
 
 
 def _are_apart(statements: Sequence[Statement]) -> bool:

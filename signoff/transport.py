@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeGuard, cast
 
 import orjson
 from aiohttp import web
 from cross_web import AsyncHTTPRequestAdapter, HTTPException
 from strawberry.aiohttp.views import GraphQLView
 from strawberry.exceptions import ConnectionRejectionError
-from strawberry.http import GraphQLRequestData
+from strawberry.http import GraphQLHTTPResponse, GraphQLRequestData
 from strawberry.subscriptions import GRAPHQL_SSE_PROTOCOL, GRAPHQL_TRANSPORT_WS_PROTOCOL
 from strawberry.types.unset import UNSET, UnsetType
 
@@ -31,6 +31,12 @@ INIT_SECONDS = 10
 """A WebSocket that has not introduced itself by then is closed with 4408."""
 MAX_OPERATIONS = 100
 """Operations under way on one WebSocket."""
+MEMBERS: dict[str, tuple[type, str]] = {
+    "query": (str, "a string"),
+    "variables": (dict, "an object"),
+    "extensions": (dict, "an object"),
+}
+"""Of a request, and what they must be."""
 LONG_NUMBER = re.compile(r"\d{19}")
 
 
@@ -96,6 +102,9 @@ class View(GraphQLView[Context, None]):
         await socket.prepare(request)
         return socket
 
+    def is_websocket_request(self, request: web.Request) -> TypeGuard[web.Request]:
+        return "Upgrade" in request.headers and super().is_websocket_request(request)
+
     def should_render_graphql_ide(self, request: object) -> bool:
         """Never here: it has a path of its own."""
         return False
@@ -104,10 +113,26 @@ class View(GraphQLView[Context, None]):
         self, request: AsyncHTTPRequestAdapter
     ) -> GraphQLRequestData | list[GraphQLRequestData]:
         """JSON only, and said so: a form's content type would pass a browser's preflight."""
+        if request.method != "POST":
+            return await super().parse_http_body(request)
         media_type = (request.content_type or "").partition(";")[0].strip().lower()
-        if request.method == "POST" and media_type != "application/json":
+        if media_type != "application/json":
             raise HTTPException(415, "POST a body of content type application/json.")
-        return await super().parse_http_body(request)
+        asked = self.parse_json(await request.get_body())
+        for name, (kind, what) in MEMBERS.items():
+            if not isinstance(asked.get(name), kind | None):
+                raise HTTPException(
+                    400,
+                    f"The GraphQL operation's `{name}` must be {what} or null, if provided.",
+                )
+        streaming = self._get_stream_transport_from_headers(request.headers)
+        return GraphQLRequestData(
+            query=asked.get("query"),
+            variables=asked.get("variables"),
+            operation_name=asked.get("operationName"),
+            extensions=asked.get("extensions"),
+            protocol=streaming.protocol if streaming else "http",
+        )
 
     def parse_json(self, data: str | bytes) -> Any:
         content = super().parse_json(data)
@@ -123,11 +148,25 @@ class View(GraphQLView[Context, None]):
             raise json.JSONDecodeError("is not UTF-8", "", error.start) from None
         return _exact(text) if LONG_NUMBER.search(text) else orjson.loads(text)
 
+    def create_response(
+        self,
+        response_data: GraphQLHTTPResponse | list[GraphQLHTTPResponse],
+        sub_response: web.Response,
+    ) -> web.Response:
+        sub_response.body = _encoded(response_data)
+        sub_response.headers["Content-Type"] = "application/json; charset=utf-8"
+        return sub_response
+
     def encode_json(self, data: object) -> str:
-        try:
-            return orjson.dumps(data).decode()
-        except TypeError:  # an agent's response near orjson's depth, deeper by the answer's levels
-            return json.dumps(data, allow_nan=False)
+        """A string, since bytes would become binary frames on a WebSocket."""
+        return _encoded(data).decode()
+
+
+def _encoded(data: object) -> bytes:
+    try:
+        return orjson.dumps(data)
+    except TypeError:  # an agent's response near orjson's depth, deeper by the answer's levels
+        return json.dumps(data, allow_nan=False).encode()
 
 
 def _exact(text: str) -> object:

@@ -88,6 +88,15 @@ def database_url(
 
 
 @pytest.fixture
+def postgres_url(
+    postgres_server: postgres.PostgresServer, migrated_postgres: str
+) -> Iterator[str]:
+    """A migrated database of the test's own, for what is about Postgres alone."""
+    executor.EXECUTOR_CACHE.clear()
+    yield from databases.postgres_copy(postgres_server, migrated_postgres)
+
+
+@pytest.fixture
 def output() -> Path:
     """Where a test leaves pictures for a person to look at."""
     OUTPUT.mkdir(exist_ok=True)

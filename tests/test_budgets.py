@@ -22,10 +22,11 @@ from models import (
     Verdict,
     jsontext,
 )
-from services import agents, budgets, execution, jobs
+from services import agents, budgets, decisions, execution, jobs
 from services.agent_http import usage
 from services.agents import SaveAgent
 from services.budgets import BudgetDraft
+from services.decisions import CancelJob
 from services.errors import BudgetExceeded
 from services.jobs import UpdateJob
 from services.runtime import Options, Runtime
@@ -261,6 +262,17 @@ async def test_tries_of_the_same_work_are_set_aside_for_once(rt: Runtime) -> Non
     assert await held(job) == (0, 0)
 
 
+async def test_a_call_that_is_cut_off_stays_counted(rt: Runtime) -> None:
+    async with fake_agent(stalls) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url, **DECLARED))
+        await execute(rt, job, wait_seconds=0)
+        await holds(lambda: len(fake.received) == 1)
+        await decisions.cancel(rt, MEMBER, CancelJob.model_validate({"id": job.id}))
+        await fake.all_closed()
+    assert await sums(job) == counted(100, 0, 10_000)
+    assert await is_estimate(job)
+
+
 async def run_and_crash(rt: Runtime, job: Job, called: Callable[[], bool]) -> None:
     """Run the job's attempt and end in the midst of the call."""
     run = asyncio.create_task(execution.run(rt, job.id, 1))
@@ -494,12 +506,12 @@ def test_a_price_is_that_of_both_kinds_of_tokens_rounded_up() -> None:
 async def test_an_execution_that_takes_too_long_is_cut_off(rt: Runtime) -> None:
     async with fake_agent(stalls) as fake:
         agent = await make_agent(rt, fake.url, timeout_seconds=60)
-        job = await make_job(rt, agent, budget={"max_wall_seconds": 1})
+        job = await make_job(rt, agent, budget={"max_wall_seconds": 2})
         await execute(rt, job)
         await fake.all_closed()
     assert await exceeded(job) == {
         "code": "BUDGET_EXCEEDED",
-        "message": "The execution took all of the 1 s it may take.",
+        "message": "The execution took all of the 2 s it may take.",
         "retryable": False,
         "mayHaveExecuted": True,
     }

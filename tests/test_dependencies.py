@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
@@ -23,7 +24,7 @@ from models import (
     TimerKind,
     jsontext,
 )
-from services import agents, assignment, decisions, jobs, references, scheduling, timers
+from services import agents, assignment, decisions, engine, jobs, references, scheduling, timers
 from services.agents import SaveAgent
 from services.assignment import AssignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob
@@ -39,6 +40,7 @@ from services.jobs import UpdateJob
 from services.references import NotResolved
 from services.runtime import Runtime
 from services.values import public_id
+from signoff.settings import Settings
 from signoff.wiring import runtime
 from tests.fakes.agents import FakeAgent, fake_agent
 from tests.support import graphql
@@ -279,6 +281,33 @@ async def test_completion_by_a_process_without_a_worker_starts_it_elsewhere(
         assert len(endpoint.received) == 1
 
 
+async def test_completion_elsewhere_is_heard_of(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database_url.startswith("sqlite"):
+        return  # there is one process
+    monkeypatch.setattr(engine, "POLL_SECONDS", 600.0)
+    settings = settings_for(database_url, tmp_path)
+    async with fake_agent(says_ok) as endpoint, runtime(settings, allow_private_agents=True) as rt:
+        agent = await make_agent(rt, endpoint.url)
+        first = await make_job(rt)
+        job = await make_job(rt, agent, auto_execute=True, depends_on=on(first))
+        await looked_at(job)
+        await asyncio.create_task(forced_elsewhere(settings, first), context=Context())
+        await becomes(job, JobStatus.COMPLETED)
+
+
+async def forced_elsewhere(settings: Settings, job: Job) -> None:
+    """By a server without a worker."""
+    async with runtime(settings, allow_private_agents=True, work=False) as rt:
+        await force(rt, job)
+        await rt.events.until(partial(told, job), 10)
+
+
+async def told(job: Job) -> bool:
+    return (await Job.get(id=job.id)).status is JobStatus.COMPLETED
+
+
 SAVE = "mutation($input: SaveAgentInput!) { saveAgent(input: $input) { ... on Agent { id } } }"
 CREATE = "mutation($input: CreateJobInput!) { createJob(input: $input) { ... on Job { id } } }"
 EXECUTE = "mutation($input: ExecuteJobInput!) { executeJob(input: $input) { __typename } }"
@@ -362,7 +391,7 @@ async def test_cancelled_dependency_blocks_until_it_is_done_after_all(rt: Runtim
 
 async def test_cancelled_dependency_cancels_all_down_the_line(rt: Runtime) -> None:
     first = await make_job(rt)
-    policy = {"on_dependency_cancelled": "CANCEL"}
+    policy: Json = {"on_dependency_cancelled": "CANCEL"}
     second = await make_job(rt, depends_on=on(first), **policy)
     third = await make_job(rt, await make_agent(rt), depends_on=on(second), **policy)
     await cancel(rt, first)
@@ -542,7 +571,7 @@ async def test_checks_see_what_the_agent_was_sent(rt: Runtime) -> None:
     async with fake_agent(answers({"answer": "ok"})) as endpoint:
         agent = await make_agent(rt, endpoint.url)
         first = await force(rt, await make_job(rt), "ok")
-        given = {"input": {"q": {"$result": "x"}}, "depends_on": on(x=first)}
+        given: Json = {"input": {"q": {"$result": "x"}}, "depends_on": on(x=first)}
         job = await make_job(rt, agent, acceptance_criteria=same, **given)
         assert (await execute(rt, job)).status is JobStatus.COMPLETED
 
@@ -555,17 +584,29 @@ async def test_another_attempt_of_an_execution_is_sent_the_same(rt: Runtime) -> 
         agent = await make_agent(rt, endpoint.url, idempotent=True)
         first = await force(rt, await make_job(rt), 1)
         policy = {"max_attempts": 2, "initial_seconds": 0, "retry_on_verdict_fail": True}
-        given = {"input": {"$result": "x"}, "depends_on": on(x=first), "retry_policy": policy}
+        given: Json = {"input": {"$result": "x"}, "depends_on": on(x=first), "retry_policy": policy}
         job = await execute(rt, await make_job(rt, agent, **given))
         assert (job.status, job.attempt_count) == (JobStatus.COMPLETED, 2)
         assert [await sent(endpoint, number) for number in (0, 1)] == [1, 1]
+
+
+async def test_agent_that_takes_over_is_sent_the_same(rt: Runtime) -> None:
+    async with fake_agent(says_ok) as endpoint:
+        schema = {"type": "integer"}
+        other = await make_agent(rt, endpoint.url, input_schema=schema)
+        first = await force(rt, await make_job(rt), 1)
+        policy = {"fallback_agent_ids": [other.id]}
+        given: Json = {"input": {"$result": "x"}, "depends_on": on(x=first), "retry_policy": policy}
+        job = await execute(rt, await make_job(rt, await make_agent(rt), **given))
+        assert (job.status, job.agent_id) == (JobStatus.COMPLETED, other.id)
+        assert await sent(endpoint) == 1
 
 
 async def test_later_execution_is_sent_the_newest_results(rt: Runtime) -> None:
     async with fake_agent(in_turn(says_no, says_ok)) as endpoint:
         agent = await make_agent(rt, endpoint.url)
         first = await force(rt, await make_job(rt, agent), 1)
-        given = {"input": {"$result": "x"}, "depends_on": on(x=first)}
+        given: Json = {"input": {"$result": "x"}, "depends_on": on(x=first)}
         job = await execute(rt, await make_job(rt, agent, **given))
         await decisions.resubmit(rt, ADMIN, ResubmitJob(id=first.id, reason="No."))
         await force(rt, first, 2)
@@ -577,7 +618,7 @@ async def test_pointer_to_nothing_refuses_and_holds(rt: Runtime) -> None:
     async with fake_agent(says_ok) as endpoint:
         agent = await make_agent(rt, endpoint.url)
         first = await force(rt, await make_job(rt, agent), {"a": 1})
-        given = {"input": {"$result": "x", "pointer": "/b"}, "depends_on": on(x=first)}
+        given: Json = {"input": {"$result": "x", "pointer": "/b"}, "depends_on": on(x=first)}
         job = await make_job(rt, agent, **given)
         await looked_at(job)
         before = await snapshot(job)
@@ -605,7 +646,7 @@ async def test_input_made_of_results_must_fit_the_agent(rt: Runtime) -> None:
         schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
         agent = await make_agent(rt, endpoint.url, input_schema=schema)
         first = await force(rt, await make_job(rt), "no number")
-        given = {"input": {"n": {"$result": "x"}}, "depends_on": on(x=first)}
+        given: Json = {"input": {"n": {"$result": "x"}}, "depends_on": on(x=first)}
         job = await make_job(rt, agent, **given)
         await looked_at(job)
         before = await snapshot(job)
@@ -741,7 +782,8 @@ async def test_clients_see_what_waits_for_what(client: Client) -> None:
         assert await names(client, blocked=True) == ["last"]
         assert await names(client, blocked=False) == ["done", "first"]
         assert await names(client, dueAt={"gt": "P1D"}) == ["last"]
-        assert await names(client, **{"not": {"dueAt": {"gt": "P1D"}}}) == ["done", "first"]
+        others: Json = {"not": {"dueAt": {"gt": "P1D"}}}
+        assert await names(client, **others) == ["done", "first"]
         refused = await mutate(client, "executeJob", input={"id": job["id"]})
         assert refused == {
             "__typename": "DependencyProblem",

@@ -194,6 +194,13 @@ async def test_members_of_a_wrong_type_are_a_client_error(client: Client) -> Non
                 assert code(answered) in {"VALIDATION", "GRAPHQL_ERROR"}
 
 
+async def test_a_member_of_a_wrong_type_is_named(client: Client) -> None:
+    for name, what in (("query", "a string"), ("variables", "an object")):
+        status, body = await sent(client, json.dumps({"query": "{ viewer { id } }", name: [1]}))
+        message = f"The GraphQL operation's `{name}` must be {what} or null, if provided."
+        assert (status, body["errors"][0]["message"]) == (400, message)
+
+
 async def test_a_body_too_large_is_refused(client: Client) -> None:
     body = json.dumps({"query": "{ viewer { id } }", "x": "x" * 2_097_152})
     status, answered = await sent(client, body)

@@ -328,6 +328,14 @@ async def test_execution_needs_an_agent_that_takes_work(
         assert await snapshot(nobodys) == before
 
 
+async def test_only_a_job_with_an_agent_is_armed(rt: Runtime) -> None:
+    job = await job_that_is(A, None)
+    before = await snapshot(job)
+    with pytest.raises(IllegalTransition, match="No agent is assigned"):
+        await move(rt, job, Event.ARM, MEMBER, None)
+    assert await snapshot(job) == before
+
+
 @pytest.mark.parametrize("event", [Event.APPROVE, Event.REJECT])
 async def test_only_what_waits_for_a_review_is_reviewed(rt: Runtime, event: Event) -> None:
     agent = await make_agent(rt)

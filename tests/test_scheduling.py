@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from services.timers import Moved
 from services.transactions import atomic
 from signoff.wiring import runtime
 from tests.fakes.agents import fake_agent
+from tests.support.graphql import Json, agent, gql, mutate, new_job, problems
 from tests.support.making import (
     ADMIN,
     MEMBER,
@@ -45,7 +46,7 @@ from tests.support.making import (
     stalls,
     until,
 )
-from tests.support.running import settings_for
+from tests.support.running import Client, settings_for
 
 SOON = timedelta(milliseconds=400)
 FAR = timedelta(days=1)
@@ -198,6 +199,47 @@ async def test_time_without_a_zone_is_utc(rt: Runtime) -> None:
     row = await Job.get(id=job.id)
     assert row.due_at == datetime(2100, 1, 1, 12, tzinfo=UTC)
     assert row.run_at == datetime(2100, 1, 1, 10, tzinfo=UTC)
+
+
+async def test_callers_are_told_what_is_planned(client: Client) -> None:
+    async with agent(client) as (agent_id, _):
+        run_at = now() + FAR
+        east = run_at.astimezone(timezone(timedelta(hours=1)))
+        times = {"runAt": east.isoformat(), "dueAt": "2100-01-02T00:00:00Z"}
+        plan: Json = times | {"ttlSeconds": 300_000_000, "autoExecute": True}
+        before = now()
+        made = await new_job(client, assign={"agentId": agent_id}, **plan)
+        after = now()
+        found = (await gql(client, PLANNED, id=made["id"]))["job"]
+        actions = {each["action"]: each["reason"] for each in found.pop("availableActions")}
+        why = f"It is not to start before its runAt, {run_at.isoformat()}."
+        assert actions["EXECUTE"] == why
+        expires_at = datetime.fromisoformat(found.pop("expiresAt"))
+        assert before <= expires_at - timedelta(seconds=300_000_000) <= after
+        assert found == {
+            "runAt": run_at.isoformat(),
+            "dueAt": "2100-01-02T00:00:00+00:00",
+            "autoExecute": True,
+            "armed": True,
+        }
+        refused = await mutate(client, "executeJob", input={"id": made["id"]})
+        assert (refused["__typename"], refused["message"]) == ("IllegalTransition", why)
+        cleared = dict.fromkeys(("runAt", "dueAt", "expiresAt")) | {"autoExecute": False}
+        await mutate(client, "updateJob", input={"id": made["id"]} | cleared)
+        found = (await gql(client, PLANNED, id=made["id"]))["job"]
+        assert [found[name] for name in cleared] == [None, None, None, False]
+        assert found["armed"] is False
+        for name in ("runAt", "dueAt", "expiresAt"):
+            told = await problems(
+                client, "updateJob", input={"id": made["id"], name: "9999-12-31T00:00:00Z"}
+            )
+            assert list(told) == [f"input.{name}"]
+
+
+PLANNED = """
+query($id: ID!) { job(id: $id) {
+  runAt dueAt expiresAt autoExecute armed availableActions { action reason }
+} }"""
 
 
 # whenReady
@@ -415,7 +457,9 @@ async def test_times_at_which_nothing_could_come_of_a_job_are_refused(
     rt: Runtime, given: dict[str, Any], path: str
 ) -> None:
     base = now()
-    wanted = {k: base + v if isinstance(v, timedelta) else v for k, v in given.items()}
+    wanted: dict[str, Any] = {
+        k: base + v if isinstance(v, timedelta) else v for k, v in given.items()
+    }
     with pytest.raises(InvalidInput) as refused:
         await make_job(rt, **wanted)
     assert str(refused.value) == path

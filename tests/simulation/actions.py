@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from models import JobStatus, Role
 from services.lifecycle import Event
@@ -19,6 +20,7 @@ IN_EXECUTION, RESUB = JobStatus.IN_EXECUTION, JobStatus.RESUBMISSION_REQUIRED
 COMPLETED, CANCELLED = JobStatus.COMPLETED, JobStatus.CANCELLED
 ADMINS = [name for name, role in USERS.items() if role is Role.ADMIN]
 MAKERS = [name for name, role in USERS.items() if role is not Role.VIEWER]
+START = either(Event.EXECUTE, Event.ARM)
 RECENT = 12
 """Jobs that are dealt with most, so that people get in each other's way."""
 
@@ -80,6 +82,47 @@ def criteria_of(step: Step, input: Json) -> Json:
     return {"items": [*items, judged] if step.chance(0.3) else items}
 
 
+def policy(world: World, step: Step) -> Json:
+    given: Json = {
+        "maxAttempts": step.dice.randint(1, 4),
+        "initialSeconds": step.one([0, 0.02, 0.2]),
+        "maxSeconds": 0.3,
+        "retryOnVerdictFail": step.chance(0.5),
+    }
+    if step.chance(0.3):
+        others = step.dice.sample(list(world.agents.values()), 2)
+        given |= {"fallbackAgentIds": others, "reassignAfter": step.dice.randint(1, 2)}
+    return given
+
+
+def plan(step: Step) -> Json:
+    """Mostly none; else times that come within seconds."""
+    given: Json = {}
+    if step.chance(0.2):
+        given["autoExecute"] = True
+    if step.chance(0.15):
+        given["runAt"] = soon(step, 0, 1)
+    if step.chance(0.1):
+        given["expiresAt"] = soon(step, 1, 4)
+    return given
+
+
+def soon(step: Step, least: float, most: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=step.dice.uniform(least, most))).isoformat()
+
+
+def needs(world: World, step: Step, user: str) -> Json:
+    """Other jobs of the same user that must be done first."""
+    own = [job for job in world.jobs.values() if job.owner == user][-RECENT:]
+    if not own or not step.chance(0.15):
+        return {}
+    chosen = step.dice.sample(own, min(len(own), step.dice.randint(1, 2)))
+    return {
+        "dependsOn": [{"jobId": job.id} for job in chosen],
+        "onDependencyCancelled": step.one(["BLOCK", "CANCEL", "IGNORE"]),
+    }
+
+
 # Asking
 
 
@@ -128,6 +171,11 @@ async def create(world: World, step: Step) -> None:
     } | key(step)
     if step.chance(0.85):
         given["assign"] = {"agentId": agent(world, step)}
+    if step.chance(0.4):
+        given["retryPolicy"] = policy(world, step)
+    if step.chance(0.15):
+        given["budget"] = step.one([{"maxTokens": 40}, {"maxTokens": 5000}, {"maxWallSeconds": 1}])
+    given |= plan(step) | needs(world, step, user)
     variables = {"input": given}
     request = Request(user, "createJob", f"{user} {given}", mark=step.mark)
     await send(world, step, variables, request)
@@ -138,9 +186,11 @@ async def execute(world: World, step: Step) -> None:
         given = {"id": job.id} | expected(step, job) | key(step)
         if step.chance(0.15):
             given["waitSeconds"] = 1
-        if step.chance(0.1):
+        if step.chance(0.2):
+            given["whenReady"] = True
+        elif step.chance(0.1):
             given["feedback"] = "Do better."
-        await change(world, step, "executeJob", job, {"input": given}, either(Event.EXECUTE))
+        await change(world, step, "executeJob", job, {"input": given}, START)
 
 
 async def update(world: World, step: Step) -> None:
@@ -151,6 +201,9 @@ async def update(world: World, step: Step) -> None:
             given |= {"input": input, "acceptanceCriteria": criteria_of(step, input)}
         if step.chance(0.5):
             given["priority"] = step.one(["LOW", "URGENT"])
+        given |= plan(step)
+        if needed := needs(world, step, job.owner):
+            given["dependsOn"] = needed["dependsOn"]
         effect = either(Event.UPDATE)
         await change(world, step, "updateJob", job, {"input": given}, effect, mark=step.mark)
 
@@ -197,7 +250,7 @@ async def resubmit(world: World, step: Step) -> None:
     if job := any_job(world, step, COMPLETED, IN_EXECUTION):
         again = step.chance(0.5)
         given = {"id": job.id, "reason": step.mark, "execute": again} | expected(step, job)
-        effects = [either(Event.RESUBMIT), either(Event.EXECUTE)][: 1 + again]
+        effects = [either(Event.RESUBMIT), START][: 1 + again]
         user = step.one(ADMINS)
         await change(
             world, step, "resubmitJob", job, {"input": given}, *effects, user=user, mark=step.mark
@@ -242,7 +295,7 @@ query { jobs(first: 5, where: {phase: {eq: AWAITING_REVIEW}}) {
 async def review(world: World, step: Step) -> None:
     """Two admins may decide the same attempt at the same time."""
     data = await world.ask(step, "ada", WAITING, {})
-    found = data["jobs"]["nodes"] if data else []
+    found: list[Json] = data["jobs"]["nodes"] if data else []
     if not found:
         return
     chosen = step.one(found)

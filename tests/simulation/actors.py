@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -42,6 +42,12 @@ async def slow(received: Received, input: Json) -> None:
 
 async def long(received: Received, input: Json) -> None:
     await received.answer(_right(received, input, padding="x" * LONG))
+
+
+async def metered(received: Received, input: Json) -> None:
+    """With what it took, which is seldom what it was expected to take."""
+    headers = ["signoff-input-tokens: 11", "signoff-output-tokens: 3", "signoff-cost-usd: 0.001"]
+    await received.answer(_right(received, input), "200 OK", *headers)
 
 
 async def wrong(received: Received, input: Json) -> None:
@@ -110,6 +116,7 @@ DECLINES: Mapping[str, Acting] = {
 WAYS: Mapping[str, Acting] = DECLINES | {
     "right": right,
     "slow": slow,
+    "metered": metered,
     "long": long,
     "wrong": wrong,
     "unfit": unfit,
@@ -132,7 +139,7 @@ WAYS: Mapping[str, Acting] = DECLINES | {
     "deep": says(b"[" * 300 + b"]" * 300),
     "scalar": says(b'"right"'),
 }
-GOOD = ("right", "slow", "long", "echo")
+GOOD = ("right", "right", "metered", "slow", "long", "echo")
 """Those after which a job can be completed."""
 
 
@@ -156,9 +163,9 @@ class Kind:
 
 OBJECT = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
 KINDS = (
-    Kind("steady", {"maxConcurrency": 10}),
+    Kind("steady", {"maxConcurrency": 10, "ratePerMinute": 1200}),
     Kind("narrow", {"maxConcurrency": 1, "outputSchema": OBJECT}, rude=0.1),
-    Kind("again", {"idempotent": True, "acceptsFeedback": True}),
+    Kind("again", {"idempotent": True, "acceptsFeedback": True, "maxCallTokens": 30}),
     Kind("strict", {"idempotent": True, "maxConcurrency": 2, "outputSchema": OBJECT}, rude=0.2),
 )
 
@@ -227,7 +234,8 @@ async def acting(seed: int) -> AsyncGenerator[Cast]:
         servers: list[asyncio.Server] = []
         try:
             for kind in KINDS:
-                agent = ScriptedAgent(cast.behaviour(kind), kind=kind, dice=Random(f"{seed}{kind}"))
+                dice = Random(f"{seed}/{kind.name}")  # noqa: S311 - is to be repeated
+                agent = ScriptedAgent(cast.behaviour(kind), kind=kind, dice=dice)
                 server = await asyncio.start_server(agent.serve, "127.0.0.1", 0)
                 agent.port = server.sockets[0].getsockname()[1]
                 agent.url = f"http://127.0.0.1:{agent.port}/run"
@@ -266,7 +274,7 @@ def _holds(item: Row, output: Any) -> bool:
     if item["kind"] == "LLM":
         return "must fail" not in item["text"] and "unclear" not in item["text"]
     config = item["config"]
-    found = output.get("answer") if isinstance(output, dict) else None
+    found: Any = cast("Json", output).get("answer") if isinstance(output, dict) else None
     if item["kind"] == "EXACT":
         return found == config["value"]
     return isinstance(found, str) and config["value"] in found

@@ -16,6 +16,8 @@ from tests.simulation.world import SETTINGS, Step, World
 FROZEN_SECONDS = float(SETTINGS["SIGNOFF_LEASE_SECONDS"]) + 0.5
 """Long enough to be taken for dead."""
 LOCKED_SECONDS = 0.3
+CUT = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name <> $1 AND random() < $2"""
 
 
 async def crash(world: World, step: Step) -> None:
@@ -54,15 +56,11 @@ async def cut(world: World, step: Step) -> None:
     share = step.one([0.3, 1.0])
     world.tell(f"{step.number:06} cut {share:.0%} of the connections")
     connection = await snapshot.connect(world.database_url)
-    world.disturbed_at = asyncio.get_running_loop().time()
+    world.fleet.disturbed_at = asyncio.get_running_loop().time()
     try:
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND application_name <> "
-            f"'{snapshot.OURS}' AND random() < {share}"
-        )
+        await connection.fetch(CUT, snapshot.OURS, share)
     finally:
-        world.disturbed_at = asyncio.get_running_loop().time()
+        world.fleet.disturbed_at = asyncio.get_running_loop().time()
         await connection.close()
 
 
@@ -83,4 +81,4 @@ def _any(world: World, step: Step) -> Machine:
     return step.one(world.fleet.machines)
 
 
-FAULTS: Mapping[Action, float] = {crash: 1.5, stop: 0.3, freeze: 0.3, cut: 1.0}
+FAULTS: Mapping[Action, float] = {crash: 0.9, stop: 0.15, freeze: 0.15, cut: 0.7}

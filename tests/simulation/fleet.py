@@ -64,6 +64,8 @@ class Fleet:
     environment: Mapping[str, str]
     session: aiohttp.ClientSession
     machines: list[Machine] = field(default_factory=list[Machine])
+    disturbed_at: float = 0.0
+    """When connections of servers to their database were last cut."""
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -156,7 +158,7 @@ async def nursing(folder: Path, environment: Mapping[str, str]) -> AsyncGenerato
         stdout=PIPE,
     )
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SECONDS)) as session:
-        fleet = Fleet(nursery, folder, clean | environment, session)
+        fleet = Fleet(nursery, folder, clean | dict(environment), session)
         try:
             assert nursery.stdout
             assert await nursery.stdout.readline() == b"ready\n"

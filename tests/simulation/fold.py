@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from models import (
     AttemptState,
@@ -69,7 +69,8 @@ class Entry:
         return self.tells("event") if self.type in MOVES else None
 
     def tells(self, name: str) -> Any:
-        return self.payload.get(name) if isinstance(self.payload, dict) else None
+        payload: Any = self.payload
+        return cast("Row", payload).get(name) if isinstance(payload, dict) else None
 
 
 def _payload(row: Row) -> Any:
@@ -282,10 +283,11 @@ def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(found["priority"], str):
         found["priority"] = JobPriority[found["priority"]].value
     times = {name for name in found if name.endswith("At")}
-    return {name: _instant(value) if name in times else value for name, value in found.items()}
+    return {name: instant(value) if name in times else value for name, value in found.items()}
 
 
-def _instant(value: Any) -> Any:
+def instant(value: Any) -> Any:
+    """A time as a row or the log has it."""
     return datetime.fromisoformat(value) if isinstance(value, str) else value
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 
 from models import (
     ActorKind,
     AttemptState,
     CompletionMode,
+    DependencyPolicy,
     JobLogType,
     JobPhase,
     JobStatus,
@@ -18,7 +20,7 @@ from models import (
 )
 from services.lifecycle import RULES, Event, Party
 from tests.simulation.actors import holds_criteria
-from tests.simulation.fold import CREATE, UNKNOWN, Entry, Told, columns, finished, history
+from tests.simulation.fold import CREATE, UNKNOWN, Entry, Told, columns, finished, history, instant
 from tests.simulation.snapshot import Row, Snapshot
 
 LIVE = (AttemptState.QUEUED, AttemptState.RUNNING)
@@ -26,7 +28,7 @@ LIVE = (AttemptState.QUEUED, AttemptState.RUNNING)
 
 def problems(snapshot: Snapshot, roles: Mapping[str, Role]) -> list[str]:
     """Everything that is not as it must be, in words."""
-    found = list(_limits(snapshot))
+    found = [*_limits(snapshot), *_circles(snapshot)]
     for id, job in snapshot.jobs.items():
         found += [f"job_{id}: {problem}" for problem in _of_job(snapshot, job, roles)]
     return found
@@ -52,6 +54,8 @@ def _of_job(snapshot: Snapshot, job: Row, roles: Mapping[str, Role]) -> Iterator
     yield from _one_live_attempt(job, attempts)
     yield from _queued(job, snapshot.queue.get(job["id"]))
     yield from _signed_off(snapshot, job, attempts, entries)
+    yield from _counted(job, attempts)
+    yield from _began_after(snapshot, job, attempts, entries)
 
 
 def _differences(told: Told, there: Told) -> Iterator[str]:
@@ -164,6 +168,80 @@ def _validated(snapshot: Snapshot, job: Row, attempt: Row) -> Iterator[str]:
     items, result = jsontext.loads(criteria["items_json"]), jsontext.loads(job["result_json"])
     if not holds_criteria(items, result):
         yield f"is validated, but {result} does not meet {items}"
+
+
+def _counted(job: Row, attempts: list[Row]) -> Iterator[str]:
+    """A job took what its attempts took, and what is set aside for them."""
+    for name, parts in SUMS.items():
+        total = sum(attempt[part] for attempt in attempts for part in parts)
+        if job[name] != total:
+            yield f"counts {name} {job[name]}, its attempts {total}"
+
+
+SUMS = {
+    "input_tokens": ("input_tokens", "reserved_tokens"),
+    "output_tokens": ("output_tokens",),
+    "cost_micros": ("cost_micros", "reserved_micros"),
+}
+
+
+def _began_after(
+    snapshot: Snapshot, job: Row, attempts: list[Row], entries: list[Entry]
+) -> Iterator[str]:
+    """No execution began before the jobs that it depends on had ended once."""
+    enough = {JobStatus.COMPLETED}
+    if job["dependency_policy"] == DependencyPolicy.IGNORE:
+        enough.add(JobStatus.CANCELLED)
+    began = {e.attempt: e.seq for e in entries if e.event == Event.EXECUTE}
+    created = {attempt["id"]: attempt["created_at"] for attempt in attempts}
+    for link in snapshot.dependencies.get(job["id"], []):
+        ends = [
+            row["seq"] for row in snapshot.logs[link["depends_on_id"]] if row["status"] in enough
+        ]
+        for attempt, seq in began.items():
+            if created[attempt] > link["created_at"] and not (ends and ends[0] < seq):
+                yield f"entry {seq} began before job_{link['depends_on_id']} had ended"
+
+
+def _circles(snapshot: Snapshot) -> Iterator[str]:
+    """No job waits for itself, in however many steps."""
+    left = {id: {link["depends_on_id"] for link in links} for id, links in _links(snapshot)}
+    while free := [id for id, wanted in left.items() if not wanted & left.keys()]:
+        for id in free:
+            del left[id]
+    if left:
+        yield f"wait for each other: {left}"
+
+
+def _links(snapshot: Snapshot) -> Iterable[tuple[str, list[Row]]]:
+    return snapshot.dependencies.items()
+
+
+def waiting(snapshot: Snapshot, now: datetime) -> list[str]:
+    """Jobs that something should have become of by now, if the servers had had the time."""
+    return [f"job_{id}" for id, job in snapshot.jobs.items() if _is_due(snapshot, job, now)]
+
+
+def _is_due(snapshot: Snapshot, job: Row, now: datetime) -> bool:
+    if job["id"] in snapshot.queue:
+        return True
+    if job["status"] in (JobStatus.COMPLETED, JobStatus.CANCELLED):
+        return False
+    if (expires_at := instant(job["expires_at"])) and expires_at < now:
+        return True
+    run_at = instant(job["run_at"])
+    return (
+        bool(job["armed"])
+        and job["status"] in (JobStatus.ASSIGNED, JobStatus.RESUBMISSION_REQUIRED)
+        and not (run_at and run_at > now)
+        and all(_is_met(snapshot, job, link) for link in snapshot.dependencies.get(job["id"], []))
+    )
+
+
+def _is_met(snapshot: Snapshot, job: Row, link: Row) -> bool:
+    status = snapshot.jobs[link["depends_on_id"]]["status"]
+    ignored = job["dependency_policy"] == DependencyPolicy.IGNORE
+    return status == JobStatus.COMPLETED or (ignored and status == JobStatus.CANCELLED)
 
 
 def _limits(snapshot: Snapshot) -> Iterator[str]:

@@ -23,6 +23,7 @@ TABLES = {
     "criteria": "SELECT * FROM criteria_sets",
     "queue": "SELECT * FROM queue_entries",
     "agents": "SELECT * FROM agents",
+    "dependencies": "SELECT * FROM job_dependencies",
 }
 
 
@@ -37,6 +38,7 @@ class Snapshot:
     criteria: Mapping[tuple[str, int], Row]
     queue: Mapping[str, Row]
     agents: Mapping[str, Row]
+    dependencies: Mapping[str, list[Row]]
 
 
 async def take(database_url: str) -> Snapshot:
@@ -54,6 +56,7 @@ async def take(database_url: str) -> Snapshot:
         criteria={(row["job_id"], row["version"]): row for row in rows["criteria"]},
         queue={row["job_id"]: row for row in rows["queue"]},
         agents={row["id"]: row for row in rows["agents"]},
+        dependencies=_by_job(rows["dependencies"]),
     )
 
 

@@ -7,7 +7,6 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 
 import pytest
 
@@ -28,19 +27,12 @@ async def test_invariants_hold_whatever_people_agents_and_machines_do(
     database_url: str, tmp_path: Path
 ) -> None:
     seed = int(os.environ.get("SIGNOFF_SIMULATION_SEED") or secrets.randbelow(2**32))
-    import time
-
-    t = time.time()
     async with world.living(seed, database_url, tmp_path) as living:
         try:
-            print("up", time.time() - t)
             await _live(living)
-            print("lived", time.time() - t)
             await _end(living)
-            print("ended", time.time() - t)
         except BaseException as error:
-            problems = error.problems if isinstance(error, Broken) else []
-            error.add_note(living.tell_all(problems))
+            error.add_note(living.tell_all(error.problems if isinstance(error, Broken) else ()))
             raise
 
 
@@ -56,9 +48,9 @@ async def _live(living: World) -> None:
 
 async def _act(living: World, numbers: Iterator[int]) -> None:
     for number in numbers:
-        dice = Random(f"{living.seed}/{number}")
-        (action,) = dice.choices(list(WHAT), list(WHAT.values()))
-        await action(living, Step(number, dice))
+        step = Step.of(living.seed, number)
+        (action,) = step.dice.choices(list(WHAT), list(WHAT.values()))
+        await action(living, step)
         if number % CHECK_EVERY == 0:
             await living.check()
 
@@ -71,4 +63,4 @@ async def _end(living: World) -> None:
     leaks = invariants.leaks(found, secret)
     if leaks:
         raise Broken(leaks)
-    print(dict(living.counts))  # noqa: T201 - shown where it failed, and with -s
+    print(dict(living.counts))  # noqa: T201 - shown with -s

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -56,6 +57,8 @@ SETTINGS = {
     "OPENAI_API_KEY": JUDGE_KEY,
 }
 SETTLE_SECONDS = 60
+DISTURBED_SECONDS = 2
+"""For so long a server may say that its database is away, after its connections were cut."""
 TOLD = 150
 """Lines of the story that a failure shows."""
 
@@ -86,6 +89,10 @@ class Step:
     number: int
     dice: Random
     name: str = ""
+
+    @classmethod
+    def of(cls, seed: object, number: int = 0) -> Step:
+        return cls(number, Random(f"{seed}/{number}"))  # noqa: S311 - is to be repeated
 
     @property
     def mark(self) -> str:
@@ -118,8 +125,7 @@ class World:
     subscribers: list[Subscriber] = field(default_factory=list[Subscriber])
     story: list[str] = field(default_factory=list[str])
     counts: Counter[str] = field(default_factory=Counter[str])
-    disturbed_at: float = 0.0
-    """When connections of the servers were last cut on purpose."""
+    left_over: list[str] = field(default_factory=list[str])
 
     @property
     def on_sqlite(self) -> bool:
@@ -159,7 +165,7 @@ class World:
         """An error of the server's is one of ours if nobody had disturbed it."""
         code = errors[0].get("extensions", {}).get("code", "?")
         self.counts[code] += 1
-        if machine.up.is_set() and began > self.disturbed_at + 2:
+        if machine.up.is_set() and began > self.fleet.disturbed_at + DISTURBED_SECONDS:
             raise Broken([f"the server answered {errors}"])
 
     async def mutate(
@@ -219,20 +225,25 @@ class World:
         async def settled() -> bool:
             for agent in self.agents.values():
                 await self.heal(agent)
-            return not (await snapshot.take(self.database_url)).queue
+            found = await snapshot.take(self.database_url)
+            self.left_over = invariants.waiting(found, datetime.now(UTC))
+            return not self.left_over
 
-        await until(settled, SETTLE_SECONDS)
+        try:
+            await until(settled, SETTLE_SECONDS)
+        except TimeoutError:
+            raise Broken([f"{job} is left over" for job in self.left_over]) from None
         return await self.check()
 
     async def heal(self, agent: str) -> None:
         """Close its circuit, however long it would be open."""
-        step = Step(0, Random(agent))
+        step = Step.of(agent)
         request = Request("ada", "resetAgentCircuit", f"heal {agent} {len(self.story)}")
         await self.mutate(step, "ada", "resetAgentCircuit", {"id": agent}, request)
 
     async def activate(self, agent: str) -> None:
         """Have it take work again, however often it must be asked for."""
-        step = Step(0, Random(agent))
+        step = Step.of(agent)
         while not await self.set_availability(step, "ada", agent, "ACTIVE"):
             await asyncio.sleep(0.02)
 
@@ -329,7 +340,7 @@ def _follow(world: World, number: int) -> asyncio.Task[None]:
 
 async def _hire(world: World) -> None:
     """Register the agents, and one that is nowhere."""
-    step = Step(0, Random(world.seed))
+    step = Step.of(world.seed)
     endpoints = {name: agent.url for name, agent in world.cast.agents.items()}
     settings = {kind.name: kind.settings | _secret(kind.secret) for kind in KINDS}
     for name in (*endpoints, "nowhere"):

@@ -69,11 +69,17 @@ def running(binaries: Path) -> Generator[PostgresServer]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+Control = Callable[[str, str], None]
+"""`pg_ctl` with an action and a mode."""
+
+
 class PostgresServer:
     """Databases by name. Statements run one at a time, on a thread with its own event loop."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, control: Control) -> None:
         self._port = port
+        self._control = control
+        self._restarted = False
         self._numbers = count(1)
         self._spares: dict[str, Future[str]] = {}
         self._loop = asyncio.new_event_loop()
@@ -99,7 +105,15 @@ class PostgresServer:
         """Disconnects everybody; does not wait for the end."""
         self._thread.submit(self._execute, f'DROP DATABASE "{name}" WITH (FORCE)')
 
+    def restart(self, mode: str) -> None:
+        """Ends in `mode`, as `pg_ctl` names them, and is there again on return."""
+        self._restarted = True
+        self._control("restart", mode)
+        self._admin = self._thread.submit(self._connect).result()
+
     def close(self) -> None:
+        if self._restarted:
+            self._control("stop", "immediate")  # its supervisor knows only the first process
         self._thread.submit(self._loop.run_until_complete, self._admin.close())
         self._thread.shutdown()
         self._loop.close()
@@ -134,6 +148,14 @@ def _started(binaries: Path, folder: Path) -> Generator[PostgresServer]:
     binaries = _within_reach(binaries, folder, account)
     data = _initialised(binaries, folder, account)
     port = _free_port()
+
+    def control(action: str, mode: str) -> None:
+        program = [str(binaries / "pg_ctl"), action, "-m", mode, "-w", "-D", str(data)]
+        log = ["-l", str(data / "restarted.log")] if action == "restart" else []
+        subprocess.run(  # noqa: S603
+            [*program, *log], check=True, capture_output=True, cwd=folder, **account
+        )
+
     with (folder / "log").open("wb") as log:
         supervisor = subprocess.Popen(  # noqa: S603
             ["/bin/sh", "-c", SUPERVISOR, folder, *_command(binaries, data, port)],
@@ -145,7 +167,7 @@ def _started(binaries: Path, folder: Path) -> Generator[PostgresServer]:
             **account,
         )
     try:
-        with contextlib.closing(PostgresServer(port)) as server:
+        with contextlib.closing(PostgresServer(port, control)) as server:
             yield server
     finally:
         supervisor.communicate()

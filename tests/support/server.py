@@ -1,4 +1,4 @@
-"""A server in a process of its own, that can be killed and started again."""
+"""Servers and workers in processes of their own, that can be stopped in every way."""
 
 from __future__ import annotations
 
@@ -20,28 +20,34 @@ START_SECONDS = 60
 
 
 @dataclass
-class Server:
-    """`environment` are the settings; what it prints goes to `log` in `folder`."""
+class Program:
+    """`signoff` with `arguments` in a process; what it prints goes to `name`.log in `folder`."""
 
     folder: Path
     environment: Mapping[str, str]
-    port: int
+    name: str
+    arguments: tuple[str, ...] = ()
     process: Process | None = None
-    session: aiohttp.ClientSession = field(default_factory=aiohttp.ClientSession)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     @property
     def log(self) -> str:
-        return (self.folder / "server.log").read_text()
+        return self._file.read_text()
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def pid(self) -> int:
+        assert self.process
+        return self.process.pid
 
     async def start(self) -> None:
-        """Return when it answers."""
-        with (self.folder / "server.log").open("ab") as log:
+        """Return when it is ready."""
+        with self._file.open("ab") as log:
+            begins_at = log.tell()
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "signoff", "serve", "--port", str(self.port)),
+                *(sys.executable, "-m", "signoff", *self.arguments),
                 env=self.environment,
                 cwd=self.folder,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -49,16 +55,12 @@ class Server:
                 stderr=log,
             )
         async with asyncio.timeout(START_SECONDS):
-            while not await self._healthy():
+            while not await self._is_ready(self._file.read_bytes()[begins_at:].decode()):
                 assert self.process.returncode is None, self.log
                 await asyncio.sleep(0.05)
 
-    async def _healthy(self) -> bool:
-        try:
-            async with self.session.get(f"{self.url}/healthz") as response:
-                return response.status == 200
-        except aiohttp.ClientConnectionError:
-            return False
+    async def _is_ready(self, printed: str) -> bool:
+        return "is ready." in printed
 
     async def kill(self) -> None:
         """As `kill -9`, or a power cut."""
@@ -68,28 +70,51 @@ class Server:
         """Ask it to end; returns its exit code."""
         return await self._end(signal.SIGTERM)
 
+    def freeze(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
     async def _end(self, number: signal.Signals) -> int:
         assert self.process
         if self.process.returncode is None:
             self.process.send_signal(number)
         return await self.process.wait()
 
+
+@dataclass
+class Server(Program):
+    port: int = 0
+    session: aiohttp.ClientSession = field(default_factory=aiohttp.ClientSession)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _is_ready(self, printed: str) -> bool:
+        try:
+            async with self.session.get(f"{self.url}/healthz") as response:
+                return response.status == 200
+        except aiohttp.ClientConnectionError:
+            return False
+
     async def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
         """The data of an operation that must succeed."""
-        body = {"query": query, "variables": variables}
-        async with self.session.post(f"{self.url}/graphql", json=body) as response:
-            answer = await response.json()
+        answer = await self.answer(query, **variables)
         assert "errors" not in answer, answer
         return answer["data"]
 
+    async def answer(self, query: str, **variables: Any) -> dict[str, Any]:
+        """The whole answer, errors and all."""
+        body = {"query": query, "variables": variables}
+        async with self.session.post(f"{self.url}/graphql", json=body) as response:
+            return await response.json()
 
-@asynccontextmanager
-async def serving(
-    database_url: str, folder: Path, **environment: str
-) -> AsyncGenerator[Server, None]:
-    """A started server; killed at the end if it is still there."""
+
+def _environment(database_url: str, folder: Path, given: Mapping[str, str]) -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SIGNOFF_", "OPENAI_"))}
-    given = {
+    defaults = {
         "SIGNOFF_DATABASE_URL": database_url,
         "SIGNOFF_KEY_FILE": str(folder / "signoff.key"),
         "SIGNOFF_ALLOW_PRIVATE_AGENTS": "1",
@@ -98,7 +123,18 @@ async def serving(
         "SIGNOFF_HEARTBEAT_SECONDS": "0.3",
         "SIGNOFF_SHUTDOWN_SECONDS": "1",
     }
-    server = Server(folder, clean | given | environment, _free_port())
+    return clean | defaults | given
+
+
+@asynccontextmanager
+async def serving(
+    database_url: str, folder: Path, *options: str, **environment: str
+) -> AsyncGenerator[Server, None]:
+    """A started server; killed at the end if it is still there."""
+    port = _free_port()
+    arguments = ("serve", "--port", str(port), *options)
+    settings = _environment(database_url, folder, environment)
+    server = Server(folder, settings, "server", arguments, port=port)
     try:
         await server.start()
         yield server
@@ -106,6 +142,21 @@ async def serving(
         if server.process is not None:
             await server.kill()
         await server.session.close()
+
+
+@asynccontextmanager
+async def working(
+    database_url: str, folder: Path, name: str, **environment: str
+) -> AsyncGenerator[Program, None]:
+    """A started `signoff worker`; killed at the end if it is still there."""
+    settings = _environment(database_url, folder, environment)
+    worker = Program(folder, settings, name, ("worker",))
+    try:
+        await worker.start()
+        yield worker
+    finally:
+        if worker.process is not None:
+            await worker.kill()
 
 
 def _free_port() -> int:
