@@ -31,6 +31,8 @@ from tests.support.server import Server, serving
 pytestmark = pytest.mark.timeout(180)
 COMMAND = database.COMMAND_SECONDS + database.CONNECT_SECONDS
 KILLS = 15
+SLEEPING = """SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND state = 'active' AND query LIKE 'SELECT pg_sleep%'"""
 JOBS = "query { jobs(first: 1) { nodes { id } } }"
 
 
@@ -203,10 +205,14 @@ async def test_signs_of_life_do_not_wait_for_the_pool(rt: Runtime) -> None:
         await statements.database().fetch("SELECT pg_sleep(3)")
 
     hogs = [asyncio.create_task(sleeps()) for _ in range(database.POOL_SIZE * 2)]
-    await asyncio.sleep(0)
-    worker = await statements.database().fetch_vital('SELECT "id" FROM "workers"')
-    async with asyncio.timeout(2):
-        assert await queue.beat(worker[0][0])
+
+    async def all_are_taken() -> bool:
+        found = await statements.database().fetch_vital(SLEEPING)
+        return found[0][0] == database.POOL_SIZE
+
+    await until(all_are_taken)
+    ((worker_id,),) = await statements.database().fetch_vital('SELECT "id" FROM "workers"')
+    assert await queue.beat(worker_id)
     assert not any(hog.done() for hog in hogs)
     for hog in hogs:
         hog.cancel()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from models import Role, VerdictOutcome, jsontext
+from models import Role, VerdictOutcome
 from services import decisions
 from services.decisions import ForceComplete
 from services.lifecycle import Event
@@ -50,9 +50,17 @@ def entry(rows: Snapshot, job: str, event: str) -> Row:
     return next(row for row in rows.logs[job] if f'"event":"{event}"' in row["payload_json"])
 
 
-def tell(rows: Snapshot, job: str, event: str, **changes: Any) -> None:
-    row = entry(rows, job, event)
-    row["payload_json"] = jsontext.dumps(jsontext.loads(row["payload_json"]) | changes)
+def rename_event(rows: Snapshot, job: str) -> None:
+    row = entry(rows, job, "FORCE_COMPLETE")
+    row["payload_json"] = row["payload_json"].replace('"FORCE_COMPLETE"', '"PASS"')
+
+
+def change_actor(rows: Snapshot, job: str) -> None:
+    entry(rows, job, "FORCE_COMPLETE")["actor_id"] = "mia"
+
+
+def drop_from_queue(rows: Snapshot, job: str) -> None:
+    cast("dict[str, Row]", rows.queue).pop(job)
 
 
 def lose(rows: Snapshot, job: str, type: str) -> None:
@@ -93,12 +101,12 @@ LIES: dict[str, tuple[str, Lie, str]] = {
     "a lost move": ("done", lambda rows, job: lose(rows, job, "STATUS_CHANGE"), "version is"),
     "an illegal move": (
         "forced",
-        lambda rows, job: tell(rows, job, "FORCE_COMPLETE", event="PASS"),
+        rename_event,
         "not allowed from RESUBMISSION_REQUIRED",
     ),
     "by somebody who may not": (
         "forced",
-        lambda rows, job: entry(rows, job, "FORCE_COMPLETE").update(actor_id="mia"),
+        change_actor,
         "not allowed to",
     ),
     "two live attempts": (
@@ -113,7 +121,7 @@ LIES: dict[str, tuple[str, Lie, str]] = {
     ),
     "nobody runs it": (
         "runs",
-        lambda rows, job: rows.queue.pop(job),  # pyright: ignore[reportAttributeAccessIssue]
+        drop_from_queue,
         "in the queue: None",
     ),
     "too many at once": (
