@@ -36,7 +36,7 @@ else:
 
 @lru_cache(maxsize=100)
 def _defaults(table: type[Model]) -> tuple[tuple[str, Any], ...]:
-    described = table._meta  # noqa: SLF001
+    described = table._meta  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     return tuple(
         (name, described.fields_map[name].default) for name in described.fields_db_projection
     )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeAlias, TypeVar
 from uuid import UUID
 
@@ -23,60 +23,79 @@ def _batching(load: Callable[[list[K]], Awaitable[list[T]]]) -> DataLoader[K, T]
     return DataLoader(load_fn=load, cache=False)
 
 
-@dataclass(slots=True)
 class Loaders:
-    """Batch the reads of one moment.
+    """Batch the reads of one moment; each loader is made when it is first asked.
 
     Nothing is cached: a WebSocket keeps its context as long as it is open, and
     a cached row would be told to a subscriber long after it changed.
     """
 
-    viewer: Viewer
-    agents: DataLoader[UUID, Agent | None] = field(
-        default_factory=lambda: _batching(agents.get_many)
-    )
-    jobs: DataLoader[UUID, Job | None] = field(init=False)
-    tags: DataLoader[UUID, list[str]] = field(default_factory=lambda: _batching(jobs.tags_of))
-    criteria: DataLoader[tuple[UUID, int], CriteriaSet] = field(
-        default_factory=lambda: _batching(jobs.criteria_of)
-    )
-    criteria_sets: DataLoader[UUID, CriteriaSet | None] = field(
-        default_factory=lambda: _batching(reading.criteria_sets)
-    )
-    attempts: DataLoader[UUID, Attempt | None] = field(
-        default_factory=lambda: _batching(reading.attempts)
-    )
-    attempt_numbers: DataLoader[tuple[UUID, int], Attempt | None] = field(
-        default_factory=lambda: _batching(reading.attempt_numbers)
-    )
-    verdicts: DataLoader[UUID, list[Verdict]] = field(
-        default_factory=lambda: _batching(reading.verdicts_of_attempts)
-    )
-    latest_verdicts: DataLoader[UUID, Verdict | None] = field(
-        default_factory=lambda: _batching(reading.latest_verdicts)
-    )
-    circuits: DataLoader[UUID, Circuit] = field(
-        default_factory=lambda: _batching(circuits.of_agents)
-    )
-    running_counts: DataLoader[UUID, int] = field(
-        default_factory=lambda: _batching(waiting.running_counts)
-    )
-    waiting: DataLoader[UUID, str | None] = field(
-        default_factory=lambda: _batching(waiting.reasons)
-    )
-    cost_estimates: DataLoader[UUID, bool] = field(
-        default_factory=lambda: _batching(budgets.are_estimates)
-    )
-    positions: DataLoader[UUID, int] = field(default_factory=lambda: _batching(reading.positions))
+    def __init__(self, viewer: Viewer) -> None:
+        self._viewer = viewer
 
-    unmet: DataLoader[UUID, list[Job]] = field(
-        default_factory=lambda: _batching(dependencies.unmet_of)
-    )
-    dependencies: DataLoader[UUID, list[JobDependency]] = field(init=False)
+    @cached_property
+    def agents(self) -> DataLoader[UUID, Agent | None]:
+        return _batching(agents.get_many)
 
-    def __post_init__(self) -> None:
-        self.jobs = _batching(partial(jobs.get_many, self.viewer))
-        self.dependencies = _batching(partial(dependencies.seen_by, self.viewer))
+    @cached_property
+    def jobs(self) -> DataLoader[UUID, Job | None]:
+        return _batching(partial(jobs.get_many, self._viewer))
+
+    @cached_property
+    def tags(self) -> DataLoader[UUID, list[str]]:
+        return _batching(jobs.tags_of)
+
+    @cached_property
+    def criteria(self) -> DataLoader[tuple[UUID, int], CriteriaSet]:
+        return _batching(jobs.criteria_of)
+
+    @cached_property
+    def criteria_sets(self) -> DataLoader[UUID, CriteriaSet | None]:
+        return _batching(reading.criteria_sets)
+
+    @cached_property
+    def attempts(self) -> DataLoader[UUID, Attempt | None]:
+        return _batching(reading.attempts)
+
+    @cached_property
+    def attempt_numbers(self) -> DataLoader[tuple[UUID, int], Attempt | None]:
+        return _batching(reading.attempt_numbers)
+
+    @cached_property
+    def verdicts(self) -> DataLoader[UUID, list[Verdict]]:
+        return _batching(reading.verdicts_of_attempts)
+
+    @cached_property
+    def latest_verdicts(self) -> DataLoader[UUID, Verdict | None]:
+        return _batching(reading.latest_verdicts)
+
+    @cached_property
+    def circuits(self) -> DataLoader[UUID, Circuit]:
+        return _batching(circuits.of_agents)
+
+    @cached_property
+    def running_counts(self) -> DataLoader[UUID, int]:
+        return _batching(waiting.running_counts)
+
+    @cached_property
+    def waiting(self) -> DataLoader[UUID, str | None]:
+        return _batching(waiting.reasons)
+
+    @cached_property
+    def cost_estimates(self) -> DataLoader[UUID, bool]:
+        return _batching(budgets.are_estimates)
+
+    @cached_property
+    def positions(self) -> DataLoader[UUID, int]:
+        return _batching(reading.positions)
+
+    @cached_property
+    def unmet(self) -> DataLoader[UUID, list[Job]]:
+        return _batching(dependencies.unmet_of)
+
+    @cached_property
+    def dependencies(self) -> DataLoader[UUID, list[JobDependency]]:
+        return _batching(partial(dependencies.seen_by, self._viewer))
 
 
 @dataclass(slots=True)

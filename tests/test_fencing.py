@@ -205,15 +205,14 @@ async def test_lease_that_a_live_worker_could_lose_is_refused(tmp_path: Path) ->
     given = {"SIGNOFF_LEASE_SECONDS": "10", "SIGNOFF_HEARTBEAT_SECONDS": "4"}
     nowhere = "postgres://nobody@127.0.0.1:9/nothing"
     settings = environment(SIGNOFF_DATABASE_URL=nowhere, **given)
+    refused = (
+        "signoff: Value error, SIGNOFF_HEARTBEAT_SECONDS must be at most a third of "
+        "SIGNOFF_LEASE_SECONDS: 4.0 is more than a third of 10.0\n"
+    )
     for end in await asyncio.gather(
         run(tmp_path, settings, "serve"), run(tmp_path, settings, "worker")
     ):
-        assert end == (
-            1,
-            "",
-            "signoff: Value error, SIGNOFF_HEARTBEAT_SECONDS must be at most a third of "
-            "SIGNOFF_LEASE_SECONDS: 4.0 is more than a third of 10.0\n",
-        )
+        assert end == (1, "", refused)
 
 
 async def test_workers_learn_of_agents_at_run_time(postgres_url: str, tmp_path: Path) -> None:

@@ -347,7 +347,7 @@ async def burst(world: World, step: Step) -> None:
     if job is None:
         return
     alone = replace(world, jobs={job.id: job})
-    parts = [step.part(number) for number in range(step.dice.randint(2, 5))]
+    parts = [step.part(number) for number in range(step.dice.randint(2, 8))]
     await asyncio.gather(*(step.one(rivals)(alone, part) for part in parts))
 
 
@@ -409,7 +409,7 @@ ACTIONS: Mapping[Action, float] = {
     note: 2,
     review: 6,
     availability: 3,
-    burst: 5,
+    burst: 7,
     repeat: 4,
     misuse: 1,
     read: 3,

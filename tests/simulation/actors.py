@@ -110,7 +110,7 @@ DECLINES: Mapping[str, Acting] = {
     "429 now": says(b"{}", "429 Too Many Requests", "retry-after: 0"),
     "503 now": says(b"{}", "503 Service Unavailable", "retry-after: 0"),
     "429 soon": says(b"{}", "429 Too Many Requests", "retry-after: 1"),
-    "429 never": says(b"{}", "429 Too Many Requests", "retry-after: 3000"),
+    "429 later": says(b"{}", "429 Too Many Requests", "retry-after: 2"),
 }
 """Refusals that prove that the work was not done."""
 WAYS: Mapping[str, Acting] = DECLINES | {

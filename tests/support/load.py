@@ -66,8 +66,8 @@ class Load:
         for _ in count():
             try:
                 answer = await self.server.answer(query, input=command)
-            except (aiohttp.ClientError, TimeoutError):
-                self.refused["NO_ANSWER"] += 1
+            except (aiohttp.ClientError, TimeoutError) as error:
+                self.refused[f"NO_ANSWER {error!r}"] += 1
             else:
                 if "errors" not in answer:
                     found = answer["data"][name]

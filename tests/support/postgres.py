@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -23,13 +23,14 @@ START_TIMEOUT = 30.0
 ROLE = "signoff"
 FAST = (
     "fsync=off",
-    "synchronous_commit=off",
     "full_page_writes=off",
     "autovacuum=off",
     "max_connections=300",
     "unix_socket_directories=",
     "listen_addresses=127.0.0.1",
 )
+FORGETFUL = "synchronous_commit=off"
+"""Spares a wait; what was committed just before a crash may be gone."""
 # Stops the server and removes its files when our end of the pipe closes, even by kill -9.
 SUPERVISOR = '"$@" & server=$!; read -r _; kill -INT "$server"; wait "$server"; rm -rf "$0"'
 
@@ -59,11 +60,15 @@ def find_binaries() -> Path | None:
 
 
 @contextlib.contextmanager
-def running(binaries: Path) -> Generator[PostgresServer]:
-    """Yields a started server; stops it and removes its files on the way out."""
+def running(binaries: Path, *, durable: bool = False) -> Generator[PostgresServer]:
+    """Yields a started server; stops it and removes its files on the way out.
+
+    A `durable` one keeps what it has committed when it crashes.
+    """
     folder = Path(tempfile.mkdtemp(prefix="signoff-postgres-"))
     try:
-        with _started(binaries, folder) as server:
+        settings = FAST if durable else (*FAST, FORGETFUL)
+        with _started(binaries, folder, settings) as server:
             yield server
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -142,7 +147,7 @@ async def _first_connection(url: str) -> Connection:
 
 
 @contextlib.contextmanager
-def _started(binaries: Path, folder: Path) -> Generator[PostgresServer]:
+def _started(binaries: Path, folder: Path, settings: Sequence[str]) -> Generator[PostgresServer]:
     account = _account()
     _give(folder, account)
     binaries = _within_reach(binaries, folder, account)
@@ -158,7 +163,7 @@ def _started(binaries: Path, folder: Path) -> Generator[PostgresServer]:
 
     with (folder / "log").open("wb") as log:
         supervisor = subprocess.Popen(  # noqa: S603
-            ["/bin/sh", "-c", SUPERVISOR, folder, *_command(binaries, data, port)],
+            ["/bin/sh", "-c", SUPERVISOR, folder, *_command(binaries, data, port, settings)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -173,9 +178,9 @@ def _started(binaries: Path, folder: Path) -> Generator[PostgresServer]:
         supervisor.communicate()
 
 
-def _command(binaries: Path, data: Path, port: int) -> list[str]:
-    settings = [argument for setting in FAST for argument in ("-c", setting)]
-    return [str(binaries / "postgres"), "-D", str(data), "-p", str(port), *settings]
+def _command(binaries: Path, data: Path, port: int, settings: Sequence[str]) -> list[str]:
+    given = [argument for setting in settings for argument in ("-c", setting)]
+    return [str(binaries / "postgres"), "-D", str(data), "-p", str(port), *given]
 
 
 def _initialised(binaries: Path, folder: Path, account: Account) -> Path:

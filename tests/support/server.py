@@ -123,7 +123,7 @@ def _environment(database_url: str, folder: Path, given: Mapping[str, str]) -> d
         "SIGNOFF_HEARTBEAT_SECONDS": "0.3",
         "SIGNOFF_SHUTDOWN_SECONDS": "1",
     }
-    return clean | defaults | given
+    return clean | defaults | dict(given)
 
 
 @asynccontextmanager
