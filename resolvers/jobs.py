@@ -8,17 +8,17 @@ from pydantic import TypeAdapter
 
 from models import Attempt, Job, JobDependency, JobLog, JobLogType, JobPhase
 from resolvers.context import Info
-from services import assignment, decisions, execution, jobs, lifecycle, reading, retries
+from services import assignment, decisions, execution, jobs, reading, retries, rules
 from services.assignment import AssignJob, ReassignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob, Review
 from services.errors import InvalidInput, NotFound
 from services.execution import ExecuteJob
 from services.filters import JobFilter
 from services.jobs import CreateJob, UpdateJob
-from services.lifecycle import Availability
 from services.paging import Page, Window, decode_position
 from services.reading import JobOrder
 from services.retries import RetryPolicy
+from services.rules import Availability
 from services.timers import WAITING
 from services.values import MAX_INT32, Reason, parse_id
 
@@ -84,7 +84,7 @@ async def retry_policy(info: Info, job: Job) -> RetryPolicy:
 
 async def actions(info: Info, job: Job) -> list[Availability]:
     agent = await info.context.loaders.agents.load(job.agent_id) if job.agent_id else None
-    return lifecycle.availability(job, info.context.viewer, agent, await _unmet(info, job))
+    return rules.availability(job, info.context.viewer, agent, await _unmet(info, job))
 
 
 async def _unmet(info: Info, job: Job) -> list[Job]:

@@ -21,8 +21,8 @@ from models import (
 )
 from services.circuits import CircuitState
 from services.errors import ErrorCode
-from services.lifecycle import JobAction
 from services.reading import JobOrderField, OrderDirection
+from services.rules import JobAction
 
 strawberry.enum(JobStatus, description="Where a job stands.")
 strawberry.enum(JobPhase, description="How far an execution is; only while IN_EXECUTION.")

@@ -12,12 +12,12 @@ from uuid import UUID
 from pydantic import Field
 
 from models import Job, JobStatus, StatusReason, jsontext
-from services import agents, dependencies, idempotency, jobs, lifecycle
+from services import agents, dependencies, idempotency, jobs, lifecycle, rules
 from services.actors import Viewer
 from services.errors import InvalidInput
 from services.idempotency import Keyed
 from services.jobs import Assign
-from services.lifecycle import Event
+from services.rules import Event
 from services.runtime import Runtime
 from services.transactions import atomic
 from services.values import Command, JobId, Json, Reason, Version
@@ -68,7 +68,7 @@ def _event(job: Job, command: AssignJob | ReassignJob) -> Event:
 
 async def _check(rt: Runtime, viewer: Viewer, job: Job, command: AssignJob | ReassignJob) -> None:
     """Whether the job can be given away now, and its input fits the agent's schema."""
-    lifecycle.demand(job, _event(job, command), viewer, expected_version=command.expected_version)
+    rules.demand(job, _event(job, command), viewer, expected_version=command.expected_version)
     if command.assign.agent_id is None:
         raise InvalidInput.at("input", "assign", "agentId", message="must name an agent")
     given = jsontext.loads(job.input_json)

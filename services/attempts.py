@@ -20,8 +20,8 @@ from models import (
 from services import lifecycle, log, openings
 from services.actors import SYSTEM
 from services.errors import IllegalTransition, NotFound, VersionConflict
-from services.lifecycle import Event
 from services.openings import Ended, Failure
+from services.rules import Event
 from services.runtime import Runtime
 from services.transactions import atomic
 

@@ -25,8 +25,8 @@ from services.agent_http.usage import MICROS, micros
 from services.attempts import Run
 from services.errors import BudgetExceeded
 from services.judges.base import LLMRequest
-from services.lifecycle import Event
 from services.openings import Failure
+from services.rules import Event
 from services.runtime import Options, Runtime
 from services.values import MAX_INT32, Command
 

@@ -16,8 +16,8 @@ from services import agents, attempts, budgets, circuits, telemetry, tracing
 from services.agent_http import AgentCallFailed, AgentFault, AgentReply, AgentRequest
 from services.attempts import OVERTAKEN, Run
 from services.errors import BudgetExceeded
-from services.lifecycle import Event
 from services.openings import Failure
+from services.rules import Event
 from services.runtime import Runtime
 from services.tracing import ERROR, Kind
 from services.transactions import atomic, to_the_end

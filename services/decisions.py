@@ -21,12 +21,12 @@ from models import (
     VerdictOutcome,
     jsontext,
 )
-from services import execution, idempotency, jobs, lifecycle, log
+from services import execution, idempotency, jobs, lifecycle, log, rules
 from services.actors import Viewer
 from services.errors import InvalidInput, NotFound
 from services.idempotency import Keyed
-from services.lifecycle import Event
 from services.openings import Failure
+from services.rules import Event
 from services.runtime import Runtime
 from services.transactions import atomic
 from services.values import AttemptId, Command, JobId, Json, Reason, Version, public_id
@@ -160,7 +160,7 @@ async def review(rt: Runtime, viewer: Viewer, command: Review) -> Job:
         raise InvalidInput.at("input", "outcome", message="must be PASS or FAIL")
     passed = command.outcome is VerdictOutcome.PASS
     event = Event.APPROVE if passed else Event.REJECT
-    lifecycle.demand(job, event, viewer)
+    rules.demand(job, event, viewer)
     if attempt.number != job.attempt_count:
         raise InvalidInput.at("input", "attemptId", message="is not the job's current attempt")
     changes: dict[str, Any] = {}

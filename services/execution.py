@@ -40,6 +40,7 @@ from services import (
     lifecycle,
     openings,
     queue,
+    rules,
     telemetry,
     tracing,
 )
@@ -47,9 +48,9 @@ from services.actors import Actor, Viewer
 from services.attempts import OVERTAKEN, Run
 from services.errors import InvalidInput, NotFound
 from services.idempotency import Keyed
-from services.lifecycle import Event
 from services.openings import Failure
 from services.queue import Orphan
+from services.rules import Event
 from services.runtime import Runtime
 from services.tracing import Kind
 from services.transactions import atomic, current
@@ -94,8 +95,8 @@ async def execute(rt: Runtime, viewer: Viewer, command: ExecuteJob) -> Job:
 @atomic
 async def _execute(rt: Runtime, viewer: Viewer, command: ExecuteJob) -> Job:
     job, agent = await jobs.with_agent(viewer, command.id)
-    if command.when_ready and job.status in lifecycle.RULES[Event.ARM].sources:
-        why = lifecycle.refusal(job, Event.EXECUTE, agent, await dependencies.unmet(job))
+    if command.when_ready and job.status in rules.RULES[Event.ARM].sources:
+        why = rules.refusal(job, Event.EXECUTE, agent, await dependencies.unmet(job))
         if why is not None:
             return await _arm(rt, viewer, job, command, str(why))
     return await accept(
@@ -131,7 +132,7 @@ async def accept(
 ) -> Job:
     """Open the next attempt and hand it to the engine."""
     unmet = await dependencies.unmet(job)
-    lifecycle.demand(
+    rules.demand(
         job, Event.EXECUTE, viewer, agent=agent, unmet=unmet, expected_version=expected_version
     )
     assert agent is not None  # noqa: S101 - the guard of EXECUTE

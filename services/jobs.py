@@ -33,9 +33,9 @@ from services.criteria import Checklist, CriteriaDraft
 from services.dependencies import Dependencies
 from services.errors import Forbidden, NotFound
 from services.idempotency import Keyed
-from services.lifecycle import Event
 from services.plans import ChangedPlan, NewPlan
 from services.retries import RetryPolicyDraft
+from services.rules import Event
 from services.runtime import Runtime
 from services.transactions import atomic, current
 from services.values import (

@@ -38,8 +38,8 @@ from services.judges.base import (
 )
 from services.judges.decision import Decision, decide
 from services.judges.languages import NotEvaluated
-from services.lifecycle import Event
 from services.openings import Failure
+from services.rules import Event
 from services.runtime import Runtime
 from services.tracing import ERROR, Kind
 from services.transactions import atomic, current, to_the_end

@@ -23,11 +23,11 @@ from models import (
     VerdictOutcome,
     jsontext,
 )
-from services import agents, lifecycle, retries, tracing
+from services import agents, lifecycle, retries, rules, tracing
 from services.actors import SYSTEM
 from services.errors import InvalidInput, SchemaMismatch
-from services.lifecycle import Event
 from services.retries import RetryPolicy
+from services.rules import Event
 from services.runtime import Runtime
 from services.transactions import current
 from services.values import public_id, storable
@@ -276,7 +276,7 @@ async def _open(rt: Runtime, policy: RetryPolicy, ended: Ended, step: Step) -> N
         Event.RETRY,
         SYSTEM,
         attempt={
-            "state": lifecycle.RULES[ended.event].ends,
+            "state": rules.RULES[ended.event].ends,
             "error_json": jsontext.dumps(ended.failure.told()),
             **ended.columns,
         },

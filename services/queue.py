@@ -223,9 +223,10 @@ def _shared(lanes: list[_Lane], slots: int) -> list[_Lane]:
     chosen = sorted((lane for lane in lanes if lane.room), key=lambda lane: lane.first)[:slots]
     left: list[_Lane] = chosen
     while slots and left:
+        each = max(1, min(slots // len(left), *(lane.room - lane.wanted for lane in left)))
         for lane in left[:slots]:
-            lane.wanted += 1
-        slots -= min(slots, len(left))
+            lane.wanted += each
+        slots -= each * min(slots, len(left))
         left = [lane for lane in left if lane.wanted < lane.room]
     return chosen
 

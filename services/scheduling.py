@@ -29,7 +29,7 @@ from services.actors import SYSTEM
 from services.attempts import OVERTAKEN
 from services.dependencies import Link
 from services.errors import SignoffError
-from services.lifecycle import Event
+from services.rules import Event
 from services.runtime import Runtime
 from services.timers import WAITING, Claimed, Moved
 from services.transactions import atomic

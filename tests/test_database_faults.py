@@ -254,13 +254,17 @@ async def test_lock_of_another_process_is_waited_for(
 async def test_full_disk_is_survived(sqlite_url: str, tmp_path: Path) -> None:
     """The server may make no file longer than its database is by then."""
     async with place(sqlite_url, tmp_path) as at_work:
-        largest = max(file.stat().st_size for file in tmp_path.glob("signoff.db*"))
-        bound_files(at_work.server, largest)
+        bound_files(at_work.server, largest(tmp_path))
         await until(lambda: refused(at_work, "UNAVAILABLE"))
         assert "errors" not in await at_work.server.answer(JOBS)
         bound_files(at_work.server, resource.RLIM_INFINITY)
         await at_work.progress()
         assert set(at_work.load.refused) == {"UNAVAILABLE"}
+
+
+def largest(folder: Path) -> int:
+    """The size of the database's longest file."""
+    return max(file.stat().st_size for file in folder.glob("signoff.db*"))
 
 
 def bound_files(server: Server, size: int) -> None:

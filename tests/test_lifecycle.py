@@ -28,7 +28,7 @@ from models import (
     StatusReason,
     jsontext,
 )
-from services import decisions, execution, lifecycle
+from services import decisions, execution, lifecycle, rules
 from services.actors import SYSTEM, Actor, Viewer
 from services.decisions import CancelJob, ForceComplete
 from services.errors import (
@@ -39,7 +39,7 @@ from services.errors import (
     VersionConflict,
 )
 from services.execution import ExecuteJob
-from services.lifecycle import Event, JobAction, Party
+from services.rules import Event, JobAction, Party
 from services.runtime import Runtime
 from services.values import public_id
 from signoff.wiring import runtime
@@ -189,7 +189,7 @@ async def move(
 
 
 def test_table_is_complete() -> None:
-    assert set(TARGETS) == set(PARTIES) == set(lifecycle.RULES) == set(Event)
+    assert set(TARGETS) == set(PARTIES) == set(rules.RULES) == set(Event)
 
 
 @pytest.mark.parametrize("status", JobStatus)
@@ -197,7 +197,7 @@ async def test_every_event_does_what_the_table_says(rt: Runtime, status: JobStat
     agent = await make_agent(rt)
     for event in Event:
         job = await job_for(event, status, agent)
-        assert (status in TARGETS[event]) is (status in lifecycle.RULES[event].sources)
+        assert (status in TARGETS[event]) is (status in rules.RULES[event].sources)
         if status in TARGETS[event]:
             await check_moved(rt, job, event, agent)
         else:
@@ -267,7 +267,7 @@ async def check_refused(rt: Runtime, job: Job, event: Event, agent: Agent) -> No
     before = await snapshot(job)
     with pytest.raises(IllegalTransition) as refused:
         await move(rt, job, event, somebody(event), agent)
-    action = lifecycle.RULES[event].action
+    action = rules.RULES[event].action
     assert str(refused.value) == f"A job that is {job.status} does not allow {action or event}."
     assert refused.value.status is job.status
     assert await snapshot(job) == before
@@ -423,7 +423,7 @@ async def test_available_actions_are_those_that_succeed(rt: Runtime, viewer: Vie
                 "archived": waiting and status in (D, C),
             }
             job = await job_that_is(status, agent, **kind)
-            told = lifecycle.availability(job, viewer, agent if job.agent_id else None)
+            told = rules.availability(job, viewer, agent if job.agent_id else None)
             assert [each.action for each in told] == list(JobAction)
             for each in told:
                 errors = [

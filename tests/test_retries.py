@@ -31,9 +31,9 @@ from services import agents, attempts, decisions, execution, openings, retries
 from services.agents import SaveAgent
 from services.attempts import OVERTAKEN, Run
 from services.decisions import CancelJob, Review
-from services.lifecycle import Event
 from services.openings import Failure
 from services.retries import RetryPolicy
+from services.rules import Event
 from services.runtime import Runtime
 from services.values import public_id
 from signoff.wiring import runtime

@@ -27,7 +27,7 @@ from services.decisions import CancelJob
 from services.errors import VersionConflict
 from services.execution import ExecuteJob
 from services.jobs import CreateJob
-from services.lifecycle import Event
+from services.rules import Event
 from services.runtime import Runtime
 from services.transactions import atomic
 from services.values import public_id

@@ -24,7 +24,8 @@ from models import (
     VerdictOutcome,
     jsontext,
 )
-from services.lifecycle import RULES, TOLD, Event
+from services.lifecycle import TOLD
+from services.rules import RULES, Event
 from services.scheduling import HELD
 from tests.simulation.snapshot import Row
 

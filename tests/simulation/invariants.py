@@ -18,7 +18,7 @@ from models import (
     VerdictOutcome,
     jsontext,
 )
-from services.lifecycle import RULES, Event, Party
+from services.rules import RULES, Event, Party
 from tests.simulation.actors import holds_criteria
 from tests.simulation.fold import CREATE, UNKNOWN, Entry, Told, columns, finished, history, instant
 from tests.simulation.snapshot import Row, Snapshot

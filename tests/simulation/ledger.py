@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from models import JobLogType
-from services.lifecycle import Event
+from services.rules import Event
 from tests.simulation.fold import Entry
 
 Events = frozenset[Event]

@@ -11,7 +11,7 @@ import pytest
 from models import Role, VerdictOutcome
 from services import decisions
 from services.decisions import ForceComplete
-from services.lifecycle import Event
+from services.rules import Event
 from services.runtime import Runtime
 from tests.fakes.agents import fake_agent
 from tests.simulation import invariants, snapshot

@@ -22,7 +22,7 @@ CHECK_EVERY = 250
 WHAT: dict[Action, float] = {**ACTIONS, **FAULTS}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(120 + STEPS / 5)
 async def test_invariants_hold_whatever_people_agents_and_machines_do(
     database_url: str, tmp_path: Path
 ) -> None:

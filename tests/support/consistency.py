@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 from uuid import UUID
 
@@ -111,7 +112,7 @@ def _of_log(job: Row, of: dict[str, list[Row]]) -> Iterator[str]:
         return
     if moves[-1]["to"] != job["status"]:
         yield f"the log ends with {moves[-1]['to']}, the row has {job['status']}"
-    for before, after in zip(moves, moves[1:], strict=False):
+    for before, after in pairwise(moves):
         if after["from"] != before["to"] or after["version"] <= before["version"]:
             yield f"{after} does not follow {before}"
     if moves[-1]["version"] > job["version"]:

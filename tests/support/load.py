@@ -34,8 +34,11 @@ async def save_agent(server: Server, url: str, **given: Any) -> str:
 
 @dataclass
 class Load:
-    """`acknowledged` are jobs and what was said to have been done to them; `refused` counts the
-    codes of answers that asked to try again."""
+    """Clients of one server, and one agent.
+
+    `acknowledged` are jobs and what was said to have been done to them; `refused` counts the
+    codes of answers that asked to try again.
+    """
 
     server: Server
     agent_id: str
