@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from models import statements
 from services.errors import LimitExceeded
 
+COUNTED_A_SECOND = 400_000
+"""How many entries may be counted a second while it is full: what refuses must not hold up what
+makes room."""
 COUNT = """SELECT count(*) FROM (SELECT 1 FROM "queue_entries"
     WHERE "state" IN ('WAITING', 'SLEEPING', 'SUSPECT') LIMIT $1) "waiting" """
 
@@ -16,18 +20,21 @@ class QueueBound:
 
     The queue is counted once a second at most while there is room, and what this process adds
     is added, so requests at the same moment in several processes may pass the limit by a few.
+    While it seems full it is counted more often, the less the longer that takes.
     """
 
     def __init__(self, limit: int = 100_000, fresh_seconds: float = 1.0) -> None:
         self.limit = limit
         self.fresh_seconds = fresh_seconds
         self._waiting = limit
-        self._counted_at = 0.0
+        self._counted_at = -math.inf
 
     async def admit(self) -> None:
         """Raise `LimitExceeded` if one execution more is too many."""
-        stale = time.monotonic() - self._counted_at >= self.fresh_seconds
-        if stale or self._waiting >= self.limit:
+        seconds = self.fresh_seconds
+        if self._waiting >= self.limit:
+            seconds = min(seconds, self.limit / COUNTED_A_SECOND)
+        if time.monotonic() - self._counted_at >= seconds:
             self._counted_at = time.monotonic()
             ((self._waiting,),) = await statements.database().fetch(COUNT, self.limit)
         if self._waiting >= self.limit:

@@ -182,13 +182,14 @@ def _moved(this: Run, by: Amount) -> Entry:
 def settle(this: Run, reserved: Amount, used: Reported, *, by_judge: bool = False) -> Entry:
     """Put what a call took in the place of what was set aside for it.
 
-    What was not reported stays as it was set aside.
+    What was not reported stays as it was set aside: tokens of one kind alone take the place of
+    as many.
     """
+    into, out, cost = used.input_tokens or 0, used.output_tokens or 0, used.cost_micros or 0
     back = Amount(
-        reserved.tokens if used.has_tokens else 0,
+        reserved.tokens if used.has_all_tokens else min(reserved.tokens, into + out),
         0 if used.cost_micros is None else reserved.micros,
     )
-    into, out, cost = used.input_tokens or 0, used.output_tokens or 0, used.cost_micros or 0
     if back == NOTHING and not (into or out or cost):
         return NO_ENTRY
     job, attempt = this.job, this.attempt

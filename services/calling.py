@@ -13,7 +13,7 @@ import orjson
 
 from models import Agent, AttemptState, Job, JobLogType, JobPhase, StatusReason, jsontext
 from services import agents, attempts, budgets, circuits, telemetry, tracing
-from services.agent_http import AgentCallFailed, AgentFault, AgentReply, AgentRequest
+from services.agent_http import AgentCallFailed, AgentFault, AgentReply, AgentRequest, Reported
 from services.attempts import OVERTAKEN, Run
 from services.errors import BudgetExceeded
 from services.openings import Failure
@@ -96,7 +96,7 @@ def _was_cut_off(this: Run) -> bool:
 
 
 def _is_a_repetition(this: Run) -> bool:
-    """Whether an earlier attempt may have done this very work."""
+    """Whether an earlier attempt, or a try of this one elsewhere, may have done this very work."""
     return this.attempt.idempotency_key is not None
 
 
@@ -150,17 +150,22 @@ def _reserve(this: Run) -> budgets.Entry:
     return budgets.reserve(this, budgets.of_call(this.agent), f"a call of “{this.agent.name}”")
 
 
-def _release(this: Run, *, executed: bool) -> budgets.Entry:
-    """A call that nobody took cost nothing; of any other one nobody knows."""
-    return budgets.NO_ENTRY if executed else budgets.release(this, budgets.held(this.attempt))
+def _count(this: Run, failure: AgentCallFailed, *, executed: bool) -> budgets.Entry:
+    """A call that nobody took cost nothing; any other one what it says, or nobody knows."""
+    held = budgets.held(this.attempt)
+    return budgets.settle(this, held, failure.usage) if executed else budgets.release(this, held)
 
 
 @atomic
 async def _record_failure(
     rt: Runtime, this: Run, failure: AgentCallFailed, pause: float, *, executed: bool
 ) -> None:
-    back = _release(this, executed=executed)
-    await attempts.advance(rt, this, JobPhase.RETRY_WAIT, attempt=back.attempt, **back.job)
+    taken = _count(this, failure, executed=executed)
+    # By this whoever goes on knows, even if the agent ceases to be idempotent meanwhile.
+    columns = {"idempotency_key": this.key} if executed else {}
+    await attempts.advance(
+        rt, this, JobPhase.RETRY_WAIT, attempt=columns | taken.attempt, **taken.job
+    )
     circuits.failed(rt, this, failure)
     message = f"{failure} Trying again in {pause:.1f} s."
     told = _described(failure) | {"retryInSeconds": round(pause, 3)}
@@ -173,7 +178,12 @@ def _described(failure: AgentCallFailed) -> dict[str, Any]:
         "httpStatus": failure.http_status,
         "mayHaveExecuted": failure.may_have_executed,
         "excerpt": failure.excerpt,
-    }
+    } | _usage(failure.usage)
+
+
+def _usage(reported: Reported) -> dict[str, Any]:
+    used = reported.to_json()
+    return {"usage": used} if used else {}
 
 
 async def _record_response(rt: Runtime, this: Run, reply: AgentReply) -> None:
@@ -211,9 +221,7 @@ async def _log_late(rt: Runtime, this: Run, reply: AgentReply) -> None:
 
 
 def _told(reply: AgentReply) -> dict[str, Any]:
-    told: dict[str, Any] = {"httpStatus": reply.status, "latencyMs": reply.latency_ms}
-    if usage := reply.usage.to_json():
-        told["usage"] = usage
+    told = {"httpStatus": reply.status, "latencyMs": reply.latency_ms} | _usage(reply.usage)
     return told | {"body": orjson.Fragment(reply.body)}
 
 
@@ -238,9 +246,9 @@ async def _settle_failure(
     With `over` it was cut off, since the job's time was over.
     """
     attempts.tell(this, JobLogType.AGENT_RESPONSE, str(failure), _described(failure))
-    back = _release(this, executed=executed)
+    taken = _count(this, failure, executed=executed)
     if over is not None:
-        await budgets.end(rt, this, over, executed=executed, entry=back)
+        await budgets.end(rt, this, over, executed=executed, entry=taken)
         return
     circuits.failed(rt, this, failure)
     error = Failure(
@@ -261,8 +269,8 @@ async def _settle_failure(
         else REASONS.get(failure.fault, StatusReason.AGENT_ERROR),
         str(failure),
         error=error,
-        attempt=back.attempt,
-        **back.job,
+        attempt=taken.attempt,
+        **taken.job,
     )
 
 

@@ -33,6 +33,7 @@ logger = structlog.get_logger(__name__)
 Key = tuple[UUID, int]
 """A job and the number of its attempt."""
 
+HEARTBEAT = "heartbeat"
 POLL_SECONDS = 1.0
 """How late what nobody told of is seen."""
 COMPARE_SECONDS = 0.05
@@ -51,12 +52,13 @@ _own: ContextVar[Key | None] = ContextVar("own", default=None)
 class Work:
     """What the engine calls.
 
-    `run` does an attempt, `give_up` settles one whose runs fail unexpectedly, `aborted` notes
-    what a run was cut off from that is not this worker's any more, `take_over` frees an
-    execution of a lost worker, `due` does what the clock asks for and returns when it asks again.
+    `run` does an attempt that is this worker's, `give_up` settles one whose runs fail
+    unexpectedly, `aborted` notes what a run was cut off from that is not this worker's any more,
+    `take_over` frees an execution of a lost worker, `due` does what the clock asks for and
+    returns when it asks again.
     """
 
-    run: Callable[[UUID, int], Awaitable[None]]
+    run: Callable[[UUID, int, UUID], Awaitable[None]]
     give_up: Callable[[UUID, int], Awaitable[None]]
     aborted: Callable[[UUID, int], Awaitable[None]]
     take_over: Callable[[Orphan], Awaitable[None]]
@@ -103,7 +105,7 @@ class Engine:
         resumed = await queue.reconcile()
         if resumed:
             logger.info("queued executions that no queue knew of", count=resumed)
-        steps = {"work": self._round, "heartbeat": self._beat, "taking over": self._rescue}
+        steps = {"work": self._round, HEARTBEAT: self._beat, "taking over": self._rescue}
         self._tasks = [asyncio.create_task(self._kept(*each)) for each in steps.items()]
         self._news.set()
 
@@ -171,12 +173,14 @@ class Engine:
                 await asyncio.sleep(min(POLL_SECONDS, self._heartbeat))
 
     async def _enter(self) -> None:
-        self._id = uuid7()
-        await queue.enter(self._id, f"{socket.gethostname()}:{os.getpid()}", alone=self._alone)
+        id = uuid7()
+        await queue.enter(id, f"{socket.gethostname()}:{os.getpid()}", alone=self._alone)
+        self._id = id
 
     async def _beat(self) -> None:
-        """Give a sign of life; one that does not get through in time is given anew."""
-        await asyncio.sleep(self._heartbeat)
+        """Give a sign of life; one that does not get through in time is given anew, at once."""
+        if HEARTBEAT not in self._troubles:
+            await asyncio.sleep(self._heartbeat)
         async with asyncio.timeout(self._lease / 3):
             if not await queue.beat(self._id):
                 logger.warning("taken for lost; beginning anew")
@@ -197,7 +201,14 @@ class Engine:
     async def _take_over(self) -> None:
         assert self._work is not None  # noqa: S101
         for orphan in await queue.orphans(self._lease):
-            await self._work.take_over(orphan)
+            if orphan.worker_id == self._id:
+                continue  # this process was asleep, and nobody took over: it just goes on
+            try:
+                await self._work.take_over(orphan)
+            except AWAY:
+                raise
+            except Exception:
+                logger.exception("a lost execution could not be freed", job_id=orphan.job_id)
 
     async def _round(self) -> None:
         """Wait until there may be something to do, and do it."""
@@ -277,7 +288,7 @@ class Engine:
         assert self._work is not None  # noqa: S101
         _own.set(it.key)
         try:
-            await self._work.run(*it.key)
+            await self._work.run(*it.key, self._id)
         except asyncio.CancelledError:
             await self._cancelled(it)
         except AWAY as error:
@@ -324,5 +335,4 @@ def in_a_run() -> bool:
 
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task], timeout=STOP_SECONDS)

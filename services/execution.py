@@ -199,23 +199,33 @@ ATTEMPT = """"jobs" t0
     WHERE t0.id = $1"""
 
 
-async def _under_way(job_id: UUID, number: int) -> Run | None:
-    this = await _attempt(job_id, number)
+OF_WORKER = """ AND EXISTS (SELECT 1 FROM "queue_entries" q
+    WHERE q.job_id = $1 AND q.number = $2 AND q.worker_id = $3)"""
+
+
+async def _under_way(job_id: UUID, number: int, worker_id: UUID | None = None) -> Run | None:
+    this = await _attempt(job_id, number, worker_id)
     under_way = this is not None and this.job.attempt_count == number and is_running(this.job)
     return this if under_way else None
 
 
-async def _attempt(job_id: UUID, number: int) -> Run | None:
+async def _attempt(job_id: UUID, number: int, worker_id: UUID | None = None) -> Run | None:
+    """With `worker_id` only while it is that worker's, which the version read with it fences."""
     tables = (Job, Attempt, Agent, CriteriaSet, AgentGate)
-    found = await statements.fetch_joined(tables, ATTEMPT, str(job_id), number)
+    source, whose = (ATTEMPT, ()) if worker_id is None else (ATTEMPT + OF_WORKER, (str(worker_id),))
+    found = await statements.fetch_joined(tables, source, str(job_id), number, *whose)
     return Run(*found) if found else None
 
 
-async def run(rt: Runtime, job_id: UUID, number: int) -> None:
-    """Do, or go on with, attempt `number`. Doing a finished one again does nothing."""
-    this = await _under_way(job_id, number)
+async def run(rt: Runtime, job_id: UUID, number: int, worker_id: UUID | None = None) -> None:
+    """Do, or go on with, attempt `number`. Doing a finished one again does nothing.
+
+    Nor does doing one that is not the worker's any more: it hung before it began.
+    """
+    this = await _under_way(job_id, number, worker_id)
     if this is None:
-        await queue.forget(job_id, number)
+        if await _under_way(job_id, number) is None:
+            await queue.forget(job_id, number)
         return
     told_id = public_id("job", this.job.id)
     about = {"signoff.job.id": told_id, "signoff.attempt": number}

@@ -12,13 +12,10 @@ what makes limits of agents hold across all workers.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID
-
-from tortoise.exceptions import IntegrityError
 
 from models import Job, JobPriority, QueueState, Worker, statements
 from models.statements import Connection, Row, Statement
@@ -71,13 +68,15 @@ INSERT = """INSERT INTO "queue_entries"
                 AND "state" = 'WAITING'
             UNION ALL SELECT CAST($10 AS BIGINT)
         ) "places"))
-    ON CONFLICT ("job_id") DO UPDATE SET "number" = excluded."number",
+    ON CONFLICT ("job_id") DO """
+REPLACE = """UPDATE SET "number" = excluded."number",
         "agent_id" = excluded."agent_id", "state" = excluded."state", "rank" = excluded."rank",
         "queued_at" = excluded."queued_at", "ready_at" = excluded."ready_at",
         "worker_id" = NULL, "lost" = 0, "failures" = 0"""
+LEAVE_AS_IT_IS = "NOTHING"
 
 
-def insertion(job: Job, ready_at: datetime | None = None) -> Statement:
+def insertion(job: Job, ready_at: datetime | None = None, *, if_there: str = REPLACE) -> Statement:
     """Queues the job's current attempt, in place of one before it.
 
     With `ready_at` it sleeps until then.
@@ -96,7 +95,7 @@ def insertion(job: Job, ready_at: datetime | None = None) -> Statement:
         SHARE,
         micros(now) - AHEAD[job.priority],
     ]
-    return Statement(INSERT, values, "queue_entries", appends=True)
+    return Statement(INSERT + if_there, values, "queue_entries", appends=True)
 
 
 def micros(at: datetime) -> int:
@@ -208,12 +207,12 @@ async def take(worker_id: UUID, slots: int, *, suspects: bool) -> Round:
     now = datetime.now(UTC)
     found = Round()
     async with statements.database().exclusive(TAKING) as connection:
-        lanes = [_lane(row, now) for row in await connection.fetch(LANES)]
-        for lane in _shared(lanes, slots):
-            found.taken += await _take(connection, worker_id, lane)
-        if suspects and len(found.taken) < slots:
+        if suspects:  # first: there may always be others enough for every place
             rows = await connection.fetch(TAKE_SUSPECT, str(worker_id), now)
             found.taken += [taken(row, suspect=True) for row in rows]
+        lanes = [_lane(row, now) for row in await connection.fetch(LANES)]
+        for lane in _shared(lanes, slots - len(found.taken)):
+            found.taken += await _take(connection, worker_id, lane)
     found.again_at = earliest(*(lane.opens_at for lane in lanes))
     return found
 
@@ -371,8 +370,8 @@ async def reconcile() -> int:
     """Queue what the jobs say is under way and no entry tells of; returns how many."""
     rows = await statements.fetch_all((Job,), LOST)
     for (job,) in rows:
-        with suppress(IntegrityError):  # another worker that starts just now has done it
-            await statements.database().execute_batch([insertion(job)])
+        # Another worker that starts just now may have queued it, and begun it.
+        await statements.database().execute_batch([insertion(job, if_there=LEAVE_AS_IT_IS)])
     return len(rows)
 
 

@@ -136,7 +136,7 @@ class Transaction:
         if self.entries:
             first = self.entries[0]
             named = {name: first[name] for name in ("job_id", "type", "created_at")}
-            self._proof = self._proof or (JobLog, named)
+            self._proof = (JobLog, named)  # stays, whatever becomes of the rows by then
             self.writes.append(statements.insert(JobLog, *self.entries))
         results = await self._written()
         for index, take in self._returned.items():

@@ -109,6 +109,7 @@ def _connection(url: str, *, migrating: bool) -> dict[str, Any]:
             "command_timeout": COMMAND_SECONDS,
             "server_settings": {
                 "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
+                "statement_timeout": f"{COMMAND_SECONDS}s",  # also of those nobody waits for
             },
         }
     return expanded

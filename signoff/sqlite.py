@@ -238,7 +238,9 @@ def _apart(
     connection.execute("SAVEPOINT batch")
     try:
         results = [_one(connection, index, each) for index, each in enumerate(statements)]
-    except (GuardMissed, sqlite3.IntegrityError) as error:
+    except sqlite3.OperationalError:  # of the database, not of this batch
+        raise
+    except Exception as error:  # noqa: BLE001 - told to whoever waits
         connection.execute("ROLLBACK TO batch")
         connection.execute("RELEASE batch")
         return IntegrityError(error) if isinstance(error, sqlite3.IntegrityError) else error

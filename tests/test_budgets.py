@@ -32,7 +32,7 @@ from services.jobs import UpdateJob
 from services.runtime import Options, Runtime
 from signoff.wiring import runtime
 from tests.fakes import openai_server
-from tests.fakes.agents import Received, fake_agent
+from tests.fakes.agents import Behaviour, Received, fake_agent
 from tests.fakes.openai_server import FakeOpenAI
 from tests.support.graphql import agent as saved_agent
 from tests.support.graphql import finished_job, gql, mutate, new_job
@@ -225,9 +225,20 @@ async def test_what_is_not_reported_counts_as_it_was_set_aside(rt: Runtime) -> N
     async with fake_agent(half) as fake:
         job = await make_job(rt, await make_agent(rt, fake.url, **DECLARED))
         await execute(rt, job)
-    assert await sums(job) == counted(30, 0, 10_000)
-    assert await held(job) == (0, 10_000)
+    assert await sums(job) == counted(100, 0, 10_000)
+    assert await held(job) == (70, 10_000)
     assert await is_estimate(job)
+
+
+async def test_tokens_of_one_kind_count_in_full_where_they_are_more_than_was_set_aside(
+    rt: Runtime,
+) -> None:
+    half = answers({"answer": "ok"}, "200 OK", "signoff-output-tokens: 300")
+    async with fake_agent(half) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url, **DECLARED))
+        await execute(rt, job)
+    assert await sums(job) == counted(0, 300, 10_000)
+    assert await held(job) == (0, 10_000)
 
 
 async def test_a_call_that_nobody_took_costs_nothing(rt: Runtime) -> None:
@@ -248,6 +259,42 @@ async def test_a_call_that_may_have_been_taken_stays_counted(rt: Runtime) -> Non
     assert [(a.reserved_tokens, a.reserved_micros) for a in await attempts_of(job)] == [
         (100, 10_000)
     ] * 2
+
+
+async def not_json(received: Received) -> None:
+    await received.answer(b"Done.", "200 OK", *TOOK)
+
+
+@pytest.mark.parametrize("behave", [answers({}, "500 Oh", *TOOK), not_json])
+async def test_an_answer_that_is_no_good_counts_what_it_reports(
+    rt: Runtime, behave: Behaviour
+) -> None:
+    async with fake_agent(behave) as fake:
+        agent = await make_agent(rt, fake.url)
+        job = await make_job(rt, agent, budget={"max_cost_usd": 0.002})
+        for times in (1, 2):
+            await execute(rt, job)
+            assert await sums(job) == counted(30 * times, 12 * times, 1500 * times)
+        assert await held(job) == (0, 0)
+        with pytest.raises(BudgetExceeded):
+            await execute(rt, job)
+        assert len(fake.received) == 2
+    entry = [e for e in await logs_of(job) if e.type is JobLogType.AGENT_RESPONSE][-1]
+    assert jsontext.loads(entry.payload_json or "")["usage"] == {
+        "inputTokens": 30,
+        "outputTokens": 12,
+        "costUsd": 0.0015,
+    }
+
+
+async def test_each_try_counts_what_it_reports(rt: Runtime) -> None:
+    unavailable = answers({}, "503 Busy", *TOOK)
+    async with fake_agent(in_turn(unavailable, took)) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url, idempotent=True, **DECLARED))
+        await execute(rt, job)
+        assert len(fake.received) == 2
+    assert await sums(job) == counted(60, 24, 3000)
+    assert await held(job) == (0, 0)
 
 
 async def test_tries_of_the_same_work_are_set_aside_for_once(rt: Runtime) -> None:

@@ -24,9 +24,10 @@ from tests.fakes.agents import FakeAgent, Received, fake_agent
 from tests.fakes.proxy import Proxy, proxy
 from tests.support import consistency, postgres
 from tests.support.load import Load, loaded
-from tests.support.making import execute, make_agent, make_job, says_ok, until
+from tests.support.making import execute, holds, make_agent, make_job, says_ok, stalls, until
 from tests.support.missing import missing
 from tests.support.server import Server, serving
+from tests.test_crash import execution_of
 
 pytestmark = pytest.mark.timeout(180)
 COMMAND = database.COMMAND_SECONDS + database.CONNECT_SECONDS
@@ -163,6 +164,22 @@ async def test_black_hole_without_an_end_is_an_error_that_says_so(
         assert code_of(answer) == "UNAVAILABLE"
         between.drop()
         between.resume()
+
+
+async def test_server_without_its_database_ends_in_time_when_asked_to(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    async with (
+        proxy(port_of(postgres_url)) as between,
+        fake_agent(stalls) as agent,
+        serving(by(postgres_url, between), tmp_path) as server,
+    ):
+        await execution_of(server, agent, idempotent=True)
+        await holds(lambda: len(agent.received) == 1)
+        between.pause()
+        async with asyncio.timeout(20):
+            await server.stop()
+    await consistency.check(postgres_url)
 
 
 def code_of(answer: dict[str, Any]) -> str:

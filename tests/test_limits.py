@@ -23,7 +23,7 @@ from models import (
     statements,
 )
 from models.base import uuid7
-from services import agents, decisions, queue, waiting
+from services import agents, bounds, decisions, queue, waiting
 from services.decisions import ForceComplete, ResubmitJob
 from services.errors import LimitExceeded
 from services.runtime import Runtime
@@ -294,6 +294,23 @@ async def test_while_there_is_room_the_queue_is_not_counted_each_time(idle: Runt
     assert await QueueEntry.all().count() == 4
     with pytest.raises(LimitExceeded):
         await queued(idle, agent)
+
+
+async def test_a_full_queue_is_not_counted_for_each_refusal(
+    idle: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle.bound.fresh_seconds = 1e9
+    idle.bound.limit = 1
+    agent = await make_agent(idle)
+    await queued(idle, agent)
+    monkeypatch.setattr(bounds, "COUNTED_A_SECOND", 1e-9)
+    await QueueEntry.all().delete()
+    for _ in range(2):
+        with pytest.raises(LimitExceeded):
+            await queued(idle, agent)
+    monkeypatch.setattr(bounds, "COUNTED_A_SECOND", 1e9)
+    await queued(idle, agent)
+    assert await QueueEntry.all().count() == 1
 
 
 async def test_clients_are_refused_with_the_limit(

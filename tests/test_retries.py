@@ -278,6 +278,33 @@ async def test_an_agent_that_ceases_to_be_idempotent_is_not_asked_to_repeat(rt: 
     assert await states_of(job) == [FAILED, FAILED]
 
 
+async def test_what_a_try_may_have_done_is_not_done_again_after_a_restart(
+    database_url: str, tmp_path: Path
+) -> None:
+    """The agent ceases to be idempotent while its attempt pauses, and so does the server."""
+    settings = settings_for(
+        database_url, tmp_path, retry_initial_seconds=30, retry_max_seconds=30, shutdown_seconds=0
+    )
+    async with fake_agent(in_turn(resets, says_ok)) as fake:
+        async with runtime(settings, allow_private_agents=True) as one:
+            agent = await make_agent(one, fake.url, idempotent=True)
+            job = await make_job(one, agent)
+            await execute(one, job, wait_seconds=0)
+
+            async def pauses() -> bool:
+                return (await now(job)).phase is JobPhase.RETRY_WAIT
+
+            await until(pauses)
+            change = {"id": agent.id, "name": agent.name, "endpoint_url": fake.url}
+            await agents.save(one, SaveAgent.model_validate(change | {"idempotent": False}))
+        async with runtime(settings, allow_private_agents=True) as two:
+            done = await execution.outcome(two, job, 30)
+            error = await error_of(job)
+        assert len(fake.received) == 1
+    assert (done.status, done.status_reason) == (RESUB, StatusReason.AGENT_ERROR)
+    assert (error["code"], error["mayHaveExecuted"]) == ("NOT_REPEATED", True)
+
+
 async def test_what_an_earlier_attempt_may_have_done_is_not_forgotten(rt: Runtime) -> None:
     async with fake_agent(in_turn(breaks, busy)) as fake:
         agent = await make_agent(rt, fake.url, idempotent=True)

@@ -95,11 +95,15 @@ class AgentClient:
             headers=headers,
             allow_redirects=False,
         ) as response:
-            await answers.check_status(response, request, limit)
-            body = await answers.read(response, cap=self._max_response_bytes)
-            body = answers.without_secrets(body, request)
-            value = answers.decode(body, response.status, request)
             told = usage.read(response.headers)
+            try:
+                await answers.check_status(response, request, limit)
+                body = await answers.read(response, cap=self._max_response_bytes)
+                body = answers.without_secrets(body, request)
+                value = answers.decode(body, response.status, request)
+            except AgentCallFailed as failure:
+                failure.usage = told
+                raise
         latency_ms = round((time.monotonic() - started) * 1000)
         return AgentReply(response.status, body, value, latency_ms, told)
 

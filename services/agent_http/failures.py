@@ -13,6 +13,7 @@ from socket import EAI_AGAIN
 import aiohttp
 
 from services.agent_http.addresses import AddressBlocked
+from services.agent_http.usage import NOTHING
 
 MAX_RETRY_AFTER = 3600.0
 MAX_EXCERPT_CHARACTERS = 2000
@@ -35,7 +36,8 @@ class AgentCallFailed(Exception):
 
     `may_have_executed` is false only with proof that the agent did not take the request;
     `transient` says that another try may well succeed; `retry_after` are the seconds the agent
-    asked for, at most an hour. No text in it holds a secret of the request.
+    asked for, at most an hour. No text in it holds a secret of the request. `usage` is what the
+    answer says that the try took all the same.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class AgentCallFailed(Exception):
         self.retry_after = retry_after
         self.http_status = http_status
         self.excerpt = excerpt
+        self.usage = NOTHING
 
 
 @dataclass(frozen=True, slots=True)

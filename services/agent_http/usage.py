@@ -30,8 +30,8 @@ class Reported:
     ignored: tuple[str, ...] = ()
 
     @property
-    def has_tokens(self) -> bool:
-        return self.input_tokens is not None or self.output_tokens is not None
+    def has_all_tokens(self) -> bool:
+        return self.input_tokens is not None and self.output_tokens is not None
 
     def to_json(self) -> dict[str, Any]:
         """For the log; empty if nothing was reported."""

@@ -139,7 +139,7 @@ WAYS: Mapping[str, Acting] = DECLINES | {
     "deep": says(b"[" * 300 + b"]" * 300),
     "scalar": says(b'"right"'),
 }
-GOOD = ("right", "right", "metered", "slow", "long", "echo")
+GOOD = ("right", "right", "metered", "slow", "slow", "long", "echo")
 """Those after which a job can be completed."""
 
 
@@ -200,6 +200,8 @@ class Cast:
     judge: openai_server.FakeOpenAI
     agents: dict[str, ScriptedAgent] = field(default_factory=dict[str, ScriptedAgent])
     asked: list[Asked] = field(default_factory=list[Asked])
+    at_work: int = 0
+    """Requests that agents deal with now which might do their work twice."""
     _counts: dict[str, int] = field(default_factory=dict[str, int])
 
     def behaviour(self, kind: Kind) -> Callable[[Received], Awaitable[None]]:
@@ -209,7 +211,11 @@ class Cast:
             turn = self._counts[job] = self._counts.get(job, -1) + 1
             way = input["script"][min(turn, len(input["script"]) - 1)]
             self.asked.append(Asked(kind, received.headers["idempotency-key"], way))
-            await WAYS[way](received, input)
+            self.at_work += not kind.idempotent
+            try:
+                await WAYS[way](received, input)
+            finally:
+                self.at_work -= not kind.idempotent
 
         return behave
 

@@ -84,7 +84,7 @@ def policy(world: World, step: Step) -> Json:
 def plan(step: Step) -> Json:
     """Mostly none; else times that come within seconds."""
     given: Json = {}
-    if step.chance(0.2):
+    if step.chance(0.35):
         given["autoExecute"] = True
     if step.chance(0.15):
         given["runAt"] = soon(step, 0, 1)

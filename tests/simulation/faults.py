@@ -6,16 +6,18 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 
 from tests.simulation import snapshot
 from tests.simulation.actions import Action
 from tests.simulation.fleet import Machine
 from tests.simulation.world import SETTINGS, Step, World
+from tests.support.making import holds
 
 FROZEN_SECONDS = float(SETTINGS["SIGNOFF_LEASE_SECONDS"]) + 0.5
 """Long enough to be taken for dead."""
 LOCKED_SECONDS = 0.3
+BUSY_SECONDS = 0.5
 CUT = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name <> $1 AND random() < $2"""
 
@@ -24,11 +26,19 @@ async def crash(world: World, step: Step) -> None:
     """`kill -9` anywhere; what is left behind is whole, before the next one starts too."""
     machine = _any(world, step)
     async with machine.changing:
+        if step.chance(0.8):
+            await _until_busy(world)
         world.tell(f"{step.number:06} kill -9 {machine.name}")
         await world.fleet.kill(machine)
         if world.on_sqlite or step.chance(0.2):
             await world.check()
         await world.fleet.start(machine)
+
+
+async def _until_busy(world: World) -> None:
+    """For a moment, in which some agent may be at work that would do it twice."""
+    with suppress(TimeoutError):
+        await holds(lambda: world.cast.at_work > 0, BUSY_SECONDS)
 
 
 async def stop(world: World, step: Step) -> None:

@@ -66,7 +66,7 @@ class Fleet:
     session: aiohttp.ClientSession
     machines: list[Machine] = field(default_factory=list[Machine])
     disturbed_at: float = 0.0
-    """When connections of servers to their database were last cut."""
+    """When a server was last cut off from its database, or from everything."""
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -142,6 +142,7 @@ class Fleet:
         machine.tell(signal.SIGSTOP)
         await asyncio.sleep(seconds)
         machine.tell(signal.SIGCONT)
+        self.disturbed_at = asyncio.get_running_loop().time()  # its patience is at an end, too
         machine.up.set()
 
     async def close(self) -> None:
