@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 
@@ -28,18 +29,24 @@ class QueueBound:
         self.fresh_seconds = fresh_seconds
         self._waiting = limit
         self._counted_at = -math.inf
+        self._counting = asyncio.Lock()
 
     async def admit(self) -> None:
         """Raise `LimitExceeded` if one execution more is too many."""
-        seconds = self.fresh_seconds
-        if self._waiting >= self.limit:
-            seconds = min(seconds, self.limit / COUNTED_A_SECOND)
-        if time.monotonic() - self._counted_at >= seconds:
-            self._counted_at = time.monotonic()
-            ((self._waiting,),) = await statements.database().fetch(COUNT, self.limit)
+        if self._is_stale():
+            async with self._counting:  # whoever comes meanwhile waits for this count
+                if self._is_stale():
+                    ((self._waiting,),) = await statements.database().fetch(COUNT, self.limit)
+                    self._counted_at = time.monotonic()
         if self._waiting >= self.limit:
             raise LimitExceeded(
                 f"{self.limit} executions wait already, which is the limit; try again later.",
                 self.limit,
             )
         self._waiting += 1
+
+    def _is_stale(self) -> bool:
+        seconds = self.fresh_seconds
+        if self._waiting >= self.limit:
+            seconds = min(seconds, self.limit / COUNTED_A_SECOND)
+        return time.monotonic() - self._counted_at >= seconds

@@ -67,7 +67,8 @@ class Review(Command):
 async def force_complete(rt: Runtime, viewer: Viewer, command: ForceComplete) -> Job:
     """Raises `IdempotencyConflict` too."""
     do = partial(_force_complete, rt, viewer, command)
-    return await idempotency.once(rt, viewer, command, command.id, do)
+    once = partial(idempotency.once, rt, viewer, command, command.id, do)
+    return await lifecycle.at_any_version(once, command.expected_version)
 
 
 @atomic
@@ -85,9 +86,14 @@ async def _force_complete(rt: Runtime, viewer: Viewer, command: ForceComplete) -
     )
 
 
-@atomic
 async def resubmit(rt: Runtime, viewer: Viewer, command: ResubmitJob) -> Job:
     """With `execute` raises also what an execution raises, and then nothing has changed."""
+    do = partial(_resubmit, rt, viewer, command)
+    return await lifecycle.at_any_version(do, command.expected_version)
+
+
+@atomic
+async def _resubmit(rt: Runtime, viewer: Viewer, command: ResubmitJob) -> Job:
     job, agent = await jobs.with_agent(viewer, command.id)
     await lifecycle.move(
         rt,
@@ -105,8 +111,13 @@ async def resubmit(rt: Runtime, viewer: Viewer, command: ResubmitJob) -> Job:
     return job
 
 
-@atomic
 async def cancel(rt: Runtime, viewer: Viewer, command: CancelJob) -> Job:
+    do = partial(_cancel, rt, viewer, command)
+    return await lifecycle.at_any_version(do, command.expected_version)
+
+
+@atomic
+async def _cancel(rt: Runtime, viewer: Viewer, command: CancelJob) -> Job:
     return await lifecycle.move(
         rt,
         await jobs.get(viewer, command.id),

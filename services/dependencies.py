@@ -183,7 +183,8 @@ async def body(rt: Runtime, job: Job, agent: Agent) -> str | None:
     Raises `DependenciesUnmet` where one leads to nothing, `SchemaMismatch` and `InvalidInput`
     where the agent does not take what comes of it.
     """
-    if not references.may_be_in(job.input_json):
+    # What is older than dependencies, and only looks like a reference, is sent as it stands.
+    if not job.dependency_count or not references.may_be_in(job.input_json):
         return None
     given = jsontext.loads(job.input_json)
     wanted = references.aliases(given)

@@ -8,7 +8,8 @@ one — a second click, a worker that was thought dead — changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -28,10 +29,7 @@ from models import (
 )
 from services import log, timers
 from services.actors import Actor, Viewer
-from services.errors import (
-    NotFound,
-    VersionConflict,
-)
+from services.errors import NotFound, VersionConflict
 from services.rules import CANCELLED, COMPLETED, IN_EXECUTION, RULES, Event, demand
 from services.runtime import Runtime
 from services.transactions import atomic, current
@@ -130,6 +128,21 @@ TOLD: Mapping[str, str] = {
 }
 """Columns whose new values an entry tells, by the names that it gives them."""
 MAX_RESULT_BYTES = log.MAX_PAYLOAD_BYTES - 4096
+
+
+PERSISTENCE = 5
+
+
+async def at_any_version(do: Callable[[], Awaitable[Job]], expected_version: int | None) -> Job:
+    """What `do` makes of a job as it is, for a caller who expects no certain version.
+
+    A job that runs moves on every few milliseconds: who only wants it ended is not to be told
+    that it did so once more.
+    """
+    for _ in range(PERSISTENCE if expected_version is None else 0):
+        with suppress(VersionConflict):
+            return await do()
+    return await do()
 
 
 def log_status(

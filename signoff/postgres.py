@@ -136,7 +136,7 @@ class BatchingClient(AsyncpgDBClient):
             connection = await pool.acquire()
         try:
             yield connection
-        except GONE:
+        except (asyncio.CancelledError, *GONE):
             _drop(connection)
             raise
         finally:

@@ -296,6 +296,13 @@ async def test_while_there_is_room_the_queue_is_not_counted_each_time(idle: Runt
         await queued(idle, agent)
 
 
+async def test_who_comes_while_the_queue_is_counted_is_not_refused(idle: Runtime) -> None:
+    agent = await make_agent(idle)
+    made = [await make_job(idle, agent) for _ in range(5)]
+    await asyncio.gather(*(execute(idle, job, wait_seconds=0) for job in made))
+    assert await QueueEntry.all().count() == 5
+
+
 async def test_a_full_queue_is_not_counted_for_each_refusal(
     idle: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

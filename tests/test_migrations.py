@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tortoise import connections
+from tortoise import Tortoise, connections
 from tortoise.exceptions import IntegrityError
+from tortoise.migrations.api import migrate as apply_migrations
 
-from models import Agent, Job, JobLog, Role
+from models import Agent, Attempt, DependencyPolicy, Job, JobLog, JobStatus, Role, Verdict
+from models.base import uuid7
 from services import keys
 from services.runtime import Runtime
 from signoff import database
@@ -106,6 +108,55 @@ def migrate_apart(url: str) -> None:
         cwd=SDL_FILE.parent,
         timeout=60,
     )
+
+
+AT = "'2026-01-02 03:04:05+00:00'"
+FIRST_VERSION = [
+    """INSERT INTO agents (id, created_at, updated_at, name, description, endpoint_url,
+        input_schema_json, output_schema_json, timeout_seconds, max_concurrency, idempotent,
+        accepts_feedback, availability, signing_secret_sealed, version)
+    VALUES ('{agent}', {at}, {at}, 'Ada', '', 'http://127.0.0.1:9/', '{{}}', '{{}}', 60, 10, true,
+        false, 'ACTIVE', '', 1)""",
+    """INSERT INTO jobs (id, created_at, updated_at, name, description, input_json,
+        acceptance_criteria, criteria_version, status, status_reason, status_changed_at, priority,
+        attempt_count, version, created_by_kind, created_by_id, created_by_name, agent_id)
+    VALUES ('{job}', {at}, {at}, 'Old', '', 'null', 'It is good.', 1, 'RESUBMISSION_REQUIRED',
+        'VERDICT_FAILED', {at}, 1, 1, 5, 'API_KEY', 'mia', 'Mia', '{agent}')""",
+    """INSERT INTO criteria_sets (id, created_at, version, text, items_json, pass_threshold, job_id)
+    VALUES ('{job}', {at}, 1, 'It is good.', '[]', 1, '{job}')""",
+    """INSERT INTO attempts (id, created_at, number, state, agent_snapshot_json, feedback_json,
+        criteria_version, resumptions, agent_id, job_id)
+    VALUES ('{job}', {at}, 1, 'FAILED', '{{}}', '[]', 1, 0, '{agent}', '{job}')""",
+    """INSERT INTO verdicts (id, created_at, outcome, summary, results_json, judge_json,
+        input_tokens, output_tokens, latency_ms, attempt_id, criteria_set_id, job_id)
+    VALUES ('{job}', {at}, 'FAIL', '', '[]', '{{}}', 7, 8, 9, '{job}', '{job}', '{job}')""",
+]
+"""Rows as the first version wrote them."""
+
+
+async def test_rows_of_the_first_version_get_the_defaults_of_new_columns(
+    empty_database_url: str,
+) -> None:
+    job_id, agent_id = uuid7(), uuid7()
+    config = database.config(empty_database_url, migrating=True)
+    try:
+        await apply_migrations(config=config, target="models.0001_initial")
+        for statement in FIRST_VERSION:
+            sql = statement.format(job=job_id, agent=agent_id, at=AT)
+            await connections.get("default").execute_script(sql)
+    finally:
+        await Tortoise.close_connections()
+    await database.migrate(empty_database_url)
+    async with database.connected(empty_database_url):
+        job, agent = await Job.get(id=job_id), await Agent.get(id=agent_id)
+        attempt, verdict = await Attempt.get(job_id=job_id), await Verdict.get(job_id=job_id)
+    assert (job.name, job.status, job.version) == ("Old", JobStatus.RESUBMISSION_REQUIRED, 5)
+    assert (job.armed, job.auto_execute, job.first_attempt) == (False, False, 1)
+    assert job.dependency_policy is DependencyPolicy.BLOCK
+    assert (job.dependency_count, job.cost_micros, job.expires_at) == (0, 0, None)
+    assert (agent.name, agent.idempotent, agent.rate_per_minute) == ("Ada", True, None)
+    assert (attempt.reserved_tokens, attempt.cost_micros, attempt.idempotency_key) == (0, 0, None)
+    assert (verdict.cost_micros, verdict.input_tokens) == (0, 7)
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -20,7 +20,9 @@ from models import (
     JobStatus,
     JobTag,
     jsontext,
+    statements,
 )
+from models.statements import Statement, Unavailable
 from services import agents, decisions, execution, jobs, lifecycle, transactions
 from services.agents import SaveAgent
 from services.decisions import CancelJob
@@ -113,6 +115,44 @@ async def test_change_decided_on_an_old_row_leaves_nothing_either(rt: Runtime) -
     assert await snapshot(job) == before
     assert await Job.all().count() == await CriteriaSet.all().count() == 1
     assert await JobTag.all().count() == 0
+
+
+async def test_batch_that_cannot_be_written_takes_no_other_along(rt: Runtime) -> None:
+    agent = await make_agent(rt)
+    sql = 'UPDATE "agents" SET "description" = $1 WHERE "id" = $2'
+    given: list[Any] = ["well", 2**70]  # the second is more than a driver takes
+    batches = [[Statement(sql, [each, str(agent.id)], "agents")] for each in given]
+    written = await asyncio.gather(
+        *(statements.database().execute_batch(batch) for batch in batches), return_exceptions=True
+    )
+    assert written[0] == [None]
+    assert isinstance(written[1], Exception)
+    assert (await Agent.get(id=agent.id)).description == "well"
+
+
+async def test_lost_answer_is_no_refusal_though_others_have_gone_on(
+    rt: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database commits, but its answer does not come; by the next try the job is done."""
+    lost: list[Sequence[Statement]] = []
+    database = statements.database()
+    write = database.execute_batch
+
+    async def loses_one(batch: Sequence[Statement]) -> list[Any]:
+        written = await write(batch)
+        if not lost:
+            lost.append(batch)
+            await execution.run(rt, job.id, 1)
+            raise Unavailable("its answer was lost")
+        return written
+
+    async with fake_agent(says_ok) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url))
+        monkeypatch.setattr(database, "execute_batch", loses_one)
+        done = await execute(rt, job)
+    assert len(lost) == 1
+    assert (done.status, done.attempt_count) == (JobStatus.COMPLETED, 1)
+    assert len(fake.received) == 1
 
 
 async def test_execution_is_queued_only_after_its_commit(rt: Runtime) -> None:

@@ -10,6 +10,20 @@ from tortoise import fields
 from tortoise.indexes import Index
 
 
+class AddFilled(ops.AddField):
+    """A column that may not be NULL: rows that are there get its default, at no cost."""
+
+    async def database_forward(self, app_label, old_state, new_state, state_editor=None):
+        model = new_state.apps.get_model(f"{app_label}.{self.model_name}")
+        field = model._meta.fields_map[self.name]
+        without = field.db_default
+        field.db_default = field.default
+        try:
+            await super().database_forward(app_label, old_state, new_state, state_editor)
+        finally:
+            field.db_default = without
+
+
 class Migration(migrations.Migration):
     dependencies = [("models", "0001_initial")]
 
@@ -195,7 +209,7 @@ class Migration(migrations.Migration):
             name="retry_json",
             field=fields.TextField(null=True, unique=False),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Attempt",
             name="cost_micros",
             field=fields.BigIntField(default=0),
@@ -205,22 +219,22 @@ class Migration(migrations.Migration):
             name="idempotency_key",
             field=fields.CharField(null=True, max_length=200),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Attempt",
             name="input_tokens",
             field=fields.BigIntField(default=0),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Attempt",
             name="output_tokens",
             field=fields.BigIntField(default=0),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Attempt",
             name="reserved_micros",
             field=fields.BigIntField(default=0),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Attempt",
             name="reserved_tokens",
             field=fields.BigIntField(default=0),
@@ -230,17 +244,17 @@ class Migration(migrations.Migration):
             name="traceparent",
             field=fields.CharField(null=True, max_length=64),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Job",
             name="agent_attempts",
             field=fields.IntField(default=0),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Job",
             name="armed",
             field=fields.BooleanField(default=False),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Job",
             name="auto_execute",
             field=fields.BooleanField(default=False),
@@ -250,17 +264,17 @@ class Migration(migrations.Migration):
             name="budget_json",
             field=fields.TextField(null=True, unique=False),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Job",
             name="cost_micros",
             field=fields.BigIntField(default=0),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Job",
             name="dependency_count",
             field=fields.IntField(default=0),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Job",
             name="dependency_policy",
             field=fields.CharEnumField(
@@ -280,27 +294,27 @@ class Migration(migrations.Migration):
             name="expires_at",
             field=InstantField(null=True, auto_now=False, auto_now_add=False),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Job",
             name="fallbacks_used",
             field=fields.IntField(default=0),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Job",
             name="first_attempt",
             field=fields.IntField(default=1),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Job",
             name="input_tokens",
             field=fields.BigIntField(default=0),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Job",
             name="judge_cost_micros",
             field=fields.BigIntField(default=0),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Job",
             name="output_tokens",
             field=fields.BigIntField(default=0),
@@ -319,7 +333,7 @@ class Migration(migrations.Migration):
             model_name="Job",
             index=Index(fields=["due_at", "id"], name="ix_jobs_due"),
         ),
-        ops.AddField(
+        AddFilled(
             model_name="Verdict",
             name="cost_micros",
             field=fields.BigIntField(default=0),

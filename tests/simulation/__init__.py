@@ -10,8 +10,8 @@ what is the operating system's affair, so a seed repeats a story, not its every 
 
     SIGNOFF_SIMULATION_SEED=7 SIGNOFF_SIMULATION_STEPS=20000 pytest tests/simulation
 
-runs one story of that length on each database. Without them a new seed is drawn, and the story is
-as short as CI wants it. Many short stories find more than a long one:
+runs one story of that length on each database. Without them the story is always the same, and as
+short as CI wants it. Many short stories find more than a long one:
 
     for seed in $(seq 100); do SIGNOFF_SIMULATION_SEED=$seed pytest -x tests/simulation; done
 

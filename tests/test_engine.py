@@ -1,0 +1,115 @@
+"""Whose an execution is: what was taken over, what was not, and what waits for a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from models import Agent, Job, JobStatus, QueueEntry, QueueState, Worker, statements
+from models.base import uuid7
+from services import execution, queue
+from services.queue import Orphan
+from services.runtime import Runtime
+from signoff.wiring import runtime
+from tests.fakes.agents import fake_agent
+from tests.support.making import (
+    execute,
+    holds,
+    in_turn,
+    make_agent,
+    make_job,
+    says_ok,
+    snapshot,
+    stalls,
+)
+from tests.support.running import settings_for
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+async def idle(database_url: str, tmp_path: Path) -> AsyncIterator[Runtime]:
+    """Without a worker."""
+    settings = settings_for(database_url, tmp_path)
+    async with runtime(settings, allow_private_agents=True, work=False) as running:
+        yield running
+
+
+async def queued(rt: Runtime, agent: Agent, count: int = 1) -> list[Job]:
+    jobs = [await make_job(rt, agent) for _ in range(count)]
+    return [await execute(rt, job, wait_seconds=0) for job in jobs]
+
+
+async def take(worker: UUID, slots: int = 1) -> list[UUID]:
+    found = await queue.take(worker, slots, suspects=True)
+    return [each.job_id for each in found.taken]
+
+
+async def test_worker_that_hung_before_it_began_does_not_begin(idle: Runtime) -> None:
+    async with fake_agent(stalls) as fake:
+        (job,) = await queued(idle, await make_agent(idle, fake.url, idempotent=True))
+        zombie, peer = uuid7(), uuid7()
+        assert await take(zombie) == [job.id]
+        await execution.take_over(idle, Orphan(job.id, 1, zombie))
+        assert await take(peer) == [job.id]
+        running = asyncio.create_task(execution.run(idle, job.id, 1, peer))
+        await holds(lambda: len(fake.received) == 1)
+        before = await snapshot(job)
+        await execution.run(idle, job.id, 1, zombie)
+        assert await snapshot(job) == before
+        entry = await QueueEntry.get(job_id=job.id)
+        assert (entry.state, entry.worker_id) == (QueueState.RUNNING, peer)
+        assert len(fake.received) == 1
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def test_process_that_slept_goes_on_with_what_nobody_took_over(rt: Runtime) -> None:
+    async with fake_agent(stalls) as fake:
+        (job,) = await queued(rt, await make_agent(rt, fake.url))
+        await holds(lambda: len(fake.received) == 1)
+        before = await snapshot(job)
+        await Worker.all().update(seen_at=LONG_AGO)
+        await rt.engine._take_over()  # pyright: ignore[reportPrivateUsage]
+        assert await snapshot(job) == before
+
+
+async def test_lost_execution_that_cannot_be_freed_holds_up_no_other(rt: Runtime) -> None:
+    async with fake_agent(in_turn(stalls, stalls, says_ok)) as fake:
+        broken, well = await queued(rt, await make_agent(rt, fake.url, idempotent=True), 2)
+        await holds(lambda: len(fake.received) == 2)
+        sql = f"UPDATE attempts SET state = 'NONE SUCH' WHERE job_id = '{broken.id}' RETURNING 1"  # noqa: S608
+        await statements.database().fetch(sql)
+        await QueueEntry.all().update(worker_id=uuid7())
+        await rt.engine._take_over()  # pyright: ignore[reportPrivateUsage]
+        done = await execution.outcome(rt, well, 30)
+    assert done.status is JobStatus.COMPLETED
+    assert (await Job.get(id=broken.id)).status is JobStatus.IN_EXECUTION
+
+
+async def test_suspicious_execution_does_not_wait_behind_an_endless_queue(idle: Runtime) -> None:
+    agent = await make_agent(idle)
+    (suspicious, *_) = await queued(idle, agent, 3)
+    await QueueEntry.filter(job_id=suspicious.id).update(
+        state=QueueState.SUSPECT, lost=queue.SUSPICIOUS
+    )
+    assert await take(uuid7()) == [suspicious.id]
+
+
+async def test_what_another_worker_queued_at_its_start_and_began_stays_its_own(
+    idle: Runtime,
+) -> None:
+    (job,) = await queued(idle, await make_agent(idle))
+    await QueueEntry.all().delete()
+    assert await queue.reconcile() == 1
+    worker = uuid7()
+    assert await take(worker) == [job.id]
+    late = queue.insertion(await Job.get(id=job.id), if_there=queue.LEAVE_AS_IT_IS)
+    await statements.database().execute_batch([late])
+    entry = await QueueEntry.get(job_id=job.id)
+    assert (entry.state, entry.worker_id) == (QueueState.RUNNING, worker)
