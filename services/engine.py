@@ -226,7 +226,7 @@ class Engine:
             await self._compare_in_time(now, clock, polling=polling)
         slots = self._max_tasks - len(self._running)
         if slots > 0 and not self._stopping and await self._something_waits():
-            found = await queue.take(self._id, slots, suspects=not self._suspects)
+            found = await queue.take(self._id, slots, suspects=polling and not self._suspects)
             self._set_alarm(found.again_at)
             for each in found.taken:
                 self._begin(each)

@@ -112,7 +112,10 @@ class Rate:
 
     @classmethod
     def of(cls, now: datetime, rate_at: int, per_minute: int) -> Rate:
-        return cls(micros(now), max(micros(now), rate_at), 60 * SECOND // per_minute)
+        interval, at = 60 * SECOND // per_minute, micros(now)
+        # No later than a full burst from now: the rate may have been lower, a clock ahead.
+        latest = at + max(SECOND, interval)
+        return cls(at, min(max(at, rate_at), latest), interval)
 
     @property
     def burst(self) -> int:
@@ -189,10 +192,15 @@ TAKE_SUSPECT = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = 
             AND CASE WHEN g."open_until" IS NULL THEN a."max_concurrency" ELSE 1 END > (
                 SELECT count(*) FROM "queue_entries" r
                 WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id")
+            AND (a."rate_per_minute" IS NULL OR COALESCE(g."rate_at", 0) <= $3)
         ORDER BY q."rank" LIMIT 1)
-    RETURNING "job_id", "number", "failures" """
+    RETURNING "job_id", "number", "failures", "agent_id" """
 SET_RATE = """INSERT INTO "agent_gates" ("agent_id", "failures", "opened", "rate_at")
     VALUES ($1, 0, 0, $2) ON CONFLICT ("agent_id") DO UPDATE SET "rate_at" = excluded."rate_at" """
+SET_RATE_OF_ONE = """INSERT INTO "agent_gates" ("agent_id", "failures", "opened", "rate_at")
+    SELECT "id", 0, 0, CAST($2 AS BIGINT) + 60000000 / "rate_per_minute"
+    FROM "agents" WHERE "id" = $1 AND "rate_per_minute" IS NOT NULL
+    ON CONFLICT ("agent_id") DO UPDATE SET "rate_at" = excluded."rate_at" """
 
 
 async def any_waiting() -> bool:
@@ -208,8 +216,7 @@ async def take(worker_id: UUID, slots: int, *, suspects: bool) -> Round:
     found = Round()
     async with statements.database().exclusive(TAKING) as connection:
         if suspects:  # first: there may always be others enough for every place
-            rows = await connection.fetch(TAKE_SUSPECT, str(worker_id), now)
-            found.taken += [taken(row, suspect=True) for row in rows]
+            found.taken += await _take_suspect(connection, worker_id, now)
         lanes = [_lane(row, now) for row in await connection.fetch(LANES)]
         for lane in _shared(lanes, slots - len(found.taken)):
             found.taken += await _take(connection, worker_id, lane)
@@ -237,14 +244,36 @@ async def _take(connection: Connection, worker_id: UUID, lane: _Lane) -> list[Ta
     return [taken(row) for row in rows]
 
 
+async def _take_suspect(connection: Connection, worker_id: UUID, now: datetime) -> list[Taken]:
+    rows = await connection.fetch(TAKE_SUSPECT, str(worker_id), now, micros(now))
+    for row in rows:
+        await connection.fetch(SET_RATE_OF_ONE, str(row[3]), micros(now))
+    return [taken(row[:3], suspect=True) for row in rows]
+
+
 def taken(row: Row, *, suspect: bool = False) -> Taken:
     job_id, number, failures = row
     return Taken(_uuid(job_id), number, failures, suspect)
 
 
+# Each gets a new place, as if it were queued now: else all that wake together would stand before
+# whatever was queued while they slept.
 WAKE = """UPDATE "queue_entries" SET "ready_at" = NULL,
-    "state" = CASE WHEN "lost" >= $2 THEN 'SUSPECT' ELSE 'WAITING' END
-    WHERE "state" = 'SLEEPING' AND "ready_at" <= $1 RETURNING 1"""
+    "state" = CASE WHEN "lost" >= $2 THEN 'SUSPECT' ELSE 'WAITING' END,
+    "rank" = CASE WHEN "woken"."behind" > CAST($3 AS BIGINT) - "woken"."ahead"
+        THEN "woken"."behind" ELSE CAST($3 AS BIGINT) - "woken"."ahead" END
+        + CAST($4 AS BIGINT) * ("woken"."place" - 1)
+    FROM (SELECT s."job_id" AS "id",
+              CASE s."priority" WHEN 0 THEN {LOW} WHEN 2 THEN {HIGH} WHEN 3 THEN {URGENT}
+                  ELSE {NORMAL} END AS "ahead",
+              row_number() OVER (PARTITION BY s."agent_id", s."owner_id", s."priority"
+                  ORDER BY s."rank") AS "place",
+              COALESCE((SELECT max(w."rank") + CAST($4 AS BIGINT) FROM "queue_entries" w
+                  WHERE w."agent_id" = s."agent_id" AND w."owner_id" = s."owner_id"
+                      AND w."priority" = s."priority" AND w."state" = 'WAITING'), 0) AS "behind"
+          FROM "queue_entries" s WHERE s."state" = 'SLEEPING' AND s."ready_at" <= $1) "woken"
+    WHERE "queue_entries"."job_id" = "woken"."id" AND "queue_entries"."state" = 'SLEEPING'
+    RETURNING 1""".format_map({each.name: moved for each, moved in AHEAD.items()})
 NEXT = """SELECT min("ready_at") FROM "queue_entries" WHERE "state" = 'SLEEPING'"""
 
 
@@ -253,7 +282,7 @@ async def wake(now: datetime) -> datetime | None:
     at = await _next()
     if at is None or at > now:
         return at
-    await statements.database().fetch(WAKE, now, SUSPICIOUS)
+    await statements.database().fetch(WAKE, now, SUSPICIOUS, micros(now), SHARE)
     return await _next()
 
 

@@ -95,14 +95,37 @@ async def test_nothing_is_taken_before_the_rate_allows_it_and_the_worker_knows_w
 ) -> None:
     agent = await make_agent(idle, rate_per_minute=1)
     (job, *_) = await queued(idle, agent, 3)
-    await AgentGate.create(agent_id=agent.id, rate_at=queue.micros(FAR))
+    soon = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=50)
+    await AgentGate.create(agent_id=agent.id, rate_at=queue.micros(soon))
     found = await take()
-    assert (found.taken, found.again_at) == ([], FAR)
+    assert (found.taken, found.again_at) == ([], soon)
     assert await waiting_for(job) == (
-        "agent is at its ratePerMinute of 1 until 2100-01-01T00:00:00+00:00"
+        f"agent is at its ratePerMinute of 1 until {soon.isoformat()}"
     )
     await AgentGate.filter(agent_id=agent.id).update(rate_at=0)
     assert [len((await take()).taken) for _ in range(2)] == [1, 0]
+
+
+async def test_a_raised_rate_holds_at_once(idle: Runtime) -> None:
+    agent = await make_agent(idle, rate_per_minute=60_000)
+    await queued(idle, agent, 3)
+    await AgentGate.create(agent_id=agent.id, rate_at=queue.micros(FAR))
+    before = datetime.now(UTC)
+    found = await take()
+    assert found.taken == []
+    assert found.again_at is not None
+    assert found.again_at - timedelta(milliseconds=1) <= datetime.now(UTC)
+    assert found.again_at >= before
+
+
+async def test_a_suspect_is_not_taken_faster_than_its_agent_s_rate(idle: Runtime) -> None:
+    agent = await make_agent(idle, rate_per_minute=1)
+    await queued(idle, agent, 2)
+    await QueueEntry.all().update(state=QueueState.SUSPECT, lost=queue.SUSPICIOUS)
+    before = queue.micros(datetime.now(UTC))
+    found = [(await queue.take(uuid7(), 10, suspects=True)).taken for _ in range(2)]
+    assert [len(each) for each in found] == [1, 0]
+    assert (await AgentGate.get(agent_id=agent.id)).rate_at >= before + MINUTE
 
 
 async def test_a_second_s_worth_may_begin_at_once_and_idle_time_is_not_saved_up(

@@ -11,6 +11,7 @@ from datetime import timedelta
 from tortoise.expressions import F
 
 from models import Agent, Job, JobPriority, JobStatus, QueueEntry, QueueState
+from models.base import now
 from services import queue
 from services.actors import Viewer
 from services.queue import AHEAD, SECOND, SHARE
@@ -148,3 +149,31 @@ async def test_each_job_of_an_owner_counts_as_a_second_later(rt: Runtime) -> Non
             return done == len(jobs) + 3
 
         await until(all_done, LONG)
+
+
+async def test_those_that_wake_together_do_not_stand_before_who_came_meanwhile(
+    rt: Runtime,
+) -> None:
+    async with line(rt) as waiting:
+        for name in ("one", "two", "three"):
+            await waiting.joins(name)
+        early = queue.micros(now()) - 60 * SECOND
+        entries = QueueEntry.filter(state=QueueState.WAITING)
+        await entries.update(state=QueueState.SLEEPING, ready_at=now(), rank=early)
+        await waiting.joins("another's first", viewer=OTHER)
+        assert await queue.wake(now()) is None
+        assert await QueueEntry.filter(state=QueueState.SLEEPING).count() == 0
+        order = await waiting.order(4)
+    assert order[0] == "another's first"
+    assert sorted(order[1:]) == ["one", "three", "two"]
+
+
+async def test_those_that_wake_keep_what_their_priority_gives_them(rt: Runtime) -> None:
+    async with line(rt) as waiting:
+        await waiting.joins("low", JobPriority.LOW)
+        await waiting.joins("urgent", JobPriority.URGENT)
+        await waiting.joins("normal")
+        entries = QueueEntry.filter(state=QueueState.WAITING)
+        await entries.update(state=QueueState.SLEEPING, ready_at=now())
+        await queue.wake(now())
+        assert await waiting.order(3) == ["urgent", "normal", "low"]
