@@ -26,7 +26,17 @@ from models import (
     statements,
 )
 from models.base import uuid7
-from services import agents, criteria, dependencies, idempotency, lifecycle, log, plans, timers
+from services import (
+    agents,
+    criteria,
+    dependencies,
+    idempotency,
+    lifecycle,
+    log,
+    plans,
+    retries,
+    timers,
+)
 from services.actors import Viewer
 from services.budgets import BudgetDraft
 from services.criteria import Checklist, CriteriaDraft
@@ -214,7 +224,8 @@ async def update(rt: Runtime, viewer: Viewer, command: UpdateJob) -> Job:
     plans.check(command, job)
     await dependencies.check(viewer, command.depends_on or ())
     await _check_input(rt, job, command)
-    await agents.check_fallbacks(command.retry_policy, job.agent_id)
+    climbed = job.agent_id in retries.policy_of(job, None).fallback_agent_ids
+    await agents.check_fallbacks(command.retry_policy, None if climbed else job.agent_id)
     return await _update(rt, viewer, job, command)
 
 

@@ -12,6 +12,7 @@ import orjson
 from models import (
     Agent,
     AgentAvailability,
+    AgentGate,
     Attempt,
     AttemptState,
     Job,
@@ -22,6 +23,7 @@ from models import (
     Verdict,
     VerdictOutcome,
     jsontext,
+    statements,
 )
 from services import agents, lifecycle, retries, rules, tracing
 from services.actors import SYSTEM
@@ -246,6 +248,9 @@ async def _unfit(rt: Runtime, ended: Ended, agent: Agent) -> str | None:
         return f"“{agent.name}” has it already."
     if agent.availability is not AgentAvailability.ACTIVE:
         return f"“{agent.name}” is {agent.availability.value}."
+    gate = await statements.fetch(AgentGate, agent_id=agent.id)
+    if gate is not None and gate.open_until is not None and gate.open_until > datetime.now(UTC):
+        return f"“{agent.name}” keeps failing, so its circuit is open."
     try:
         body = ended.attempt.request_json or ended.job.input_json
         await agents.check_input(rt, agent, jsontext.loads(body))

@@ -93,15 +93,17 @@ class RetryPolicy:
 
 
 def policy_of(job: Job | None, agent: Agent | None) -> RetryPolicy:
-    """The job's own over its agent's over the defaults."""
-    given = _given(agent) | _given(job)
+    """The job's own over its agent's over the defaults; a ladder has room for its agents."""
+    own = _given(job)
+    given = _given(agent) | own
     fallbacks = tuple(UUID(text) for text in given.pop("fallback_agent_ids", ()))
     each = given.pop("reassign_after", 1) if fallbacks else 1
+    room = min(each * (1 + len(fallbacks)), MAX_ATTEMPTS)
     return RetryPolicy(
-        max_attempts=given.pop("max_attempts", min(each * (1 + len(fallbacks)), MAX_ATTEMPTS)),
+        max_attempts=own.get("max_attempts") or max(given.get("max_attempts", 1), room),
         reassign_after=each if fallbacks else None,
         fallback_agent_ids=fallbacks,
-        **{name: value for name, value in given.items() if name not in LADDER},
+        **{name: value for name, value in given.items() if name not in {*LADDER, "max_attempts"}},
     )
 
 

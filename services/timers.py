@@ -114,7 +114,7 @@ def _wake(whose: str, id: UUID) -> None:
             transaction.wake(now)
 
     statement = Statement(sql, [now, str(id)], "timers", returning=True)
-    transaction.write_returning(statement, woken)
+    transaction.write(statement, woken)
 
 
 def park(timer: Claimed, job: Job, at: datetime | None = None) -> None:

@@ -92,7 +92,7 @@ class Transaction:
     def write(self, statement: Statement, take: Callable[[Any], None]) -> None:
         """SQL of the caller's own that returns something: `take` gets it after the commit.
 
-        None where the database's answer was lost.
+        None where it found no row, or the database's answer was lost.
         """
         self._returned[len(self.writes)] = take
         self.writes.append(statement)
@@ -100,11 +100,6 @@ class Transaction:
     def require(self, statement: Statement, otherwise: Otherwise) -> None:
         """A `guarded` statement; if it misses, as with `swap`."""
         self._guards[len(self.writes)] = otherwise
-        self.writes.append(statement)
-
-    def write_returning(self, statement: Statement, take: Callable[[Any], None]) -> None:
-        """A `returning` statement; after the commit `take` gets what it told, None if nothing."""
-        self._returned[len(self.writes)] = take
         self.writes.append(statement)
 
     def update(

@@ -729,7 +729,9 @@ def test_a_ladder_has_room_for_all_of_its_agents_by_default() -> None:
     assert resolved(ladder, None) == RetryPolicy(12, reassign_after=4, fallback_agent_ids=IDS)
     assert resolved({"reassign_after": 4}, None) == RetryPolicy(1)
     assert resolved(ladder | {"reassign_after": 20}, None).max_attempts == 20
-    assert resolved(ladder, {"max_attempts": 2}).max_attempts == 2
+    assert resolved(ladder, {"max_attempts": 2}).max_attempts == 12
+    assert resolved(ladder, {"max_attempts": 15}).max_attempts == 15
+    assert resolved(ladder | {"max_attempts": 2}, {"max_attempts": 15}).max_attempts == 2
 
 
 # What clients see and give
@@ -840,6 +842,20 @@ async def test_a_job_does_not_fall_back_on_its_own_agent(client: Client) -> None
         assert await read_job(client, job["id"]) == before
         new = {"name": "New", "acceptanceCriteria": graphql.SAYS_OK, "assign": {"agentId": id}}
         assert await problems(client, "createJob", input=new | {"retryPolicy": policy}) == expected
+
+
+async def test_a_policy_may_be_given_again_after_its_ladder_was_climbed(client: Client) -> None:
+    async with (
+        graphql.agent(client) as (first, _),
+        graphql.agent(client, name="Second") as (second, _),
+    ):
+        policy = {"fallbackAgentIds": [second], "reassignAfter": 2}
+        job = await new_job(client, assign={"agentId": first}, retryPolicy=policy)
+        moved = {"id": job["id"], "assign": {"agentId": second}}
+        await graphql.mutate(client, "reassignJob", input=moved)
+        wanted = {"id": job["id"], "retryPolicy": policy | {"reassignAfter": 3}}
+        await graphql.mutate(client, "updateJob", input=wanted)
+        assert (await policies(client, job["id"]))["retryPolicy"]["reassignAfter"] == 3
 
 
 @pytest.mark.parametrize("given", [{"reassignAfter": 2}, {"fallbackAgentIds": []}])
