@@ -83,6 +83,7 @@ class Engine:
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._suspects: set[Key] = set()
         self._aborted: set[Key] = set()
+        self._gone: set[Key] = set()
         self._news = asyncio.Event()
         self._alarm: datetime | None = None
         self._polled_at = self._compared_at = -math.inf
@@ -110,7 +111,9 @@ class Engine:
         self._news.set()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Take no new work, give what runs its time, hand the rest back."""
+        """Take no new work, give what runs its time, hand the rest back. Once is enough."""
+        if self._stopping:
+            return
         self._stopping = True
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
@@ -122,8 +125,7 @@ class Engine:
             task.cancel()
         if self._running:
             await asyncio.wait(self._running.values(), timeout=STOP_SECONDS)
-        for task in self._tasks:
-            await _end(task)
+        await asyncio.gather(*(_end(task) for task in self._tasks))
         if self._work is not None:
             with suppress(Exception):  # the others find out
                 async with asyncio.timeout(LEAVE_SECONDS):
@@ -263,10 +265,19 @@ class Engine:
                 await self._news.wait()
 
     async def _compare(self) -> None:
-        """What the rows say runs here, against what does."""
+        """What the rows say runs here, against what does.
+
+        A run that has just ended its attempt itself is about to return: what has no row is
+        ended only if it is still there at a second look.
+        """
         before = set(self._running)
         rows = {each.key: each for each in await queue.mine(self._id)}
-        self.abort(before - rows.keys())
+        gone = before - rows.keys() - self._aborted
+        self.abort(gone & self._gone)
+        self._gone = gone
+        if gone:
+            self._to_compare = True
+            self._set_alarm(datetime.now(UTC) + timedelta(seconds=COMPARE_SECONDS))
         for key in rows.keys() - before - self._running.keys():
             if not self._stopping:
                 self._begin(rows[key])

@@ -140,7 +140,9 @@ class BatchingClient(AsyncpgDBClient):
             _drop(connection)
             raise
         finally:
-            await pool.release(connection)
+            # A query that was cut off is taken back first, which can take as long as the network.
+            with suppress(TimeoutError):
+                await pool.release(connection, timeout=CLOSE_SECONDS)
 
 
 @contextmanager

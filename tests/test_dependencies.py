@@ -614,6 +614,15 @@ async def test_later_execution_is_sent_the_newest_results(rt: Runtime) -> None:
         assert [await sent(endpoint, number) for number in (0, 1)] == [1, 2]
 
 
+async def test_input_from_before_dependencies_is_sent_as_it_stands(rt: Runtime) -> None:
+    async with fake_agent(says_ok) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url))
+        await Job.filter(id=job.id).update(input_json='{"$result":{"x":1}}')
+        assert (await execute(rt, job)).status is JobStatus.COMPLETED
+    (received,) = fake.received
+    assert orjson.loads(received.body) == {"$result": {"x": 1}}
+
+
 async def test_pointer_to_nothing_refuses_and_holds(rt: Runtime) -> None:
     async with fake_agent(says_ok) as endpoint:
         agent = await make_agent(rt, endpoint.url)
