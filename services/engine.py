@@ -24,9 +24,10 @@ import structlog
 
 from models.base import uuid7
 from models.statements import Unavailable
-from services import queue
+from services import queue, workers
 from services.errors import DatabaseUnavailable
-from services.queue import Orphan, Taken
+from services.queue import Taken
+from services.workers import Orphan
 
 logger = structlog.get_logger(__name__)
 
@@ -121,7 +122,7 @@ class Engine:
                     pass
                 while self._running:
                     await asyncio.wait(self._running.values())
-        for task in self._running.values():
+        for task in [*self._tasks[:1], *self._running.values()]:  # nothing is begun any more
             task.cancel()
         if self._running:
             await asyncio.wait(self._running.values(), timeout=STOP_SECONDS)
@@ -129,7 +130,7 @@ class Engine:
         if self._work is not None:
             with suppress(Exception):  # the others find out
                 async with asyncio.timeout(LEAVE_SECONDS):
-                    await queue.leave(self._id)
+                    await workers.leave(self._id)
 
     def healthy(self) -> str | None:
         """What is wrong with the worker; None if it is well, or if there is none."""
@@ -176,7 +177,7 @@ class Engine:
 
     async def _enter(self) -> None:
         id = uuid7()
-        await queue.enter(id, f"{socket.gethostname()}:{os.getpid()}", alone=self._alone)
+        await workers.enter(id, f"{socket.gethostname()}:{os.getpid()}", alone=self._alone)
         self._id = id
 
     async def _beat(self) -> None:
@@ -184,7 +185,7 @@ class Engine:
         if HEARTBEAT not in self._troubles:
             await asyncio.sleep(self._heartbeat)
         async with asyncio.timeout(self._lease / 3):
-            if not await queue.beat(self._id):
+            if not await workers.beat(self._id):
                 logger.warning("taken for lost; beginning anew")
                 await self._enter()
                 self.heard()
@@ -198,11 +199,11 @@ class Engine:
         await asyncio.sleep(self._heartbeat)
         if asyncio.get_running_loop().time() >= self._patient_until:
             await self._take_over()
-            await queue.bury(self._lease)
+            await workers.bury(self._lease)
 
     async def _take_over(self) -> None:
         assert self._work is not None  # noqa: S101
-        for orphan in await queue.orphans(self._lease):
+        for orphan in await workers.orphans(self._lease):
             if orphan.worker_id == self._id:
                 continue  # this process was asleep, and nobody took over: it just goes on
             try:

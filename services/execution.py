@@ -49,12 +49,12 @@ from services.attempts import OVERTAKEN, Run
 from services.errors import InvalidInput, NotFound
 from services.idempotency import Keyed
 from services.openings import Failure
-from services.queue import Orphan
 from services.rules import Event
 from services.runtime import Runtime
 from services.tracing import Kind
 from services.transactions import atomic, current
 from services.values import JobId, LongText, Version, public_id
+from services.workers import Orphan
 
 logger = structlog.get_logger(__name__)
 

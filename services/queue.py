@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID
 
-from models import Job, JobPriority, QueueState, Worker, statements
+from models import Job, JobPriority, QueueState, statements
 from models.statements import Connection, Row, Statement
 
 TAKING = 7_464_339_112
@@ -253,7 +253,7 @@ async def _take_suspect(connection: Connection, worker_id: UUID, now: datetime) 
 
 def taken(row: Row, *, suspect: bool = False) -> Taken:
     job_id, number, failures = row
-    return Taken(_uuid(job_id), number, failures, suspect)
+    return Taken(uuid(job_id), number, failures, suspect)
 
 
 # Each gets a new place, as if it were queued now: else all that wake together would stand before
@@ -298,9 +298,6 @@ RELEASE = """UPDATE "queue_entries" SET "worker_id" = NULL, "ready_at" = $4, "fa
 FORGET = 'DELETE FROM "queue_entries" WHERE "job_id" = $1 AND "number" = $2 RETURNING 1'
 MINE = """SELECT "job_id", "number", "failures", "lost" FROM "queue_entries"
     WHERE "worker_id" = $1"""
-HAND_BACK = """UPDATE "queue_entries" SET "worker_id" = NULL,
-    "state" = CASE WHEN "lost" >= $2 THEN 'SUSPECT' ELSE 'WAITING' END WHERE "worker_id" = $1"""
-LEAVE = 'DELETE FROM "workers" WHERE "id" = $1'
 
 
 async def release(worker_id: UUID, it: Taken, *, failures: int, ready_at: datetime | None) -> None:
@@ -322,75 +319,6 @@ async def mine(worker_id: UUID) -> list[Taken]:
     return [taken(row[:3], suspect=row[3] >= SUSPICIOUS) for row in rows]
 
 
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """An execution whose worker is not seen any more."""
-
-    job_id: UUID
-    number: int
-    worker_id: UUID
-
-
-POSTGRES_CLOCK = ("now()", "now() - make_interval(secs => $1)")
-SQLITE_CLOCK = (
-    "strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')",
-    "strftime('%Y-%m-%d %H:%M:%f+00:00', 'now', '-' || $1 || ' seconds')",
-)
-
-
-def _clock() -> tuple[str, str]:
-    """SQL of the database's time, and of the time `$1` seconds ago: machines' clocks differ."""
-    return SQLITE_CLOCK if statements.is_sqlite() else POSTGRES_CLOCK
-
-
-async def enter(worker_id: UUID, name: str, *, alone: bool) -> None:
-    """Write a worker down; `alone` says that there can be no other one alive."""
-    if alone:
-        await Worker.all().delete()
-    now, _ = _clock()
-    sql = f"""INSERT INTO "workers" ("id", "created_at", "name", "seen_at")
-        VALUES ($1, {now}, $2, {now}) RETURNING 1"""  # noqa: S608 - constants
-    await statements.database().fetch(sql, str(worker_id), name)
-
-
-async def beat(worker_id: UUID) -> bool:
-    """A sign of life; False if others have taken over all that there was, and buried the worker.
-
-    A late one counts: as long as nobody took over, what runs there need not run again.
-    """
-    now, _ = _clock()
-    sql = f"""UPDATE "workers" SET "seen_at" = {now} WHERE "id" = $1 RETURNING 1"""  # noqa: S608
-    return bool(await statements.database().fetch_vital(sql, str(worker_id)))
-
-
-async def leave(worker_id: UUID) -> None:
-    """Go, and give back at once whatever is still the worker's."""
-    await statements.database().execute_batch(
-        [
-            Statement(HAND_BACK, [str(worker_id), SUSPICIOUS], "queue_entries"),
-            Statement(LEAVE, [str(worker_id)], "workers"),
-        ]
-    )
-
-
-async def orphans(lease_seconds: float) -> list[Orphan]:
-    """Executions of workers that were not seen for that long."""
-    _, ago = _clock()
-    sql = f"""SELECT q."job_id", q."number", q."worker_id" FROM "queue_entries" q
-        WHERE q."state" = 'RUNNING' AND NOT EXISTS (
-            SELECT 1 FROM "workers" w WHERE w."id" = q."worker_id" AND w."seen_at" > {ago})"""  # noqa: S608 - constants
-    rows = await statements.database().fetch(sql, lease_seconds)
-    return [Orphan(_uuid(job_id), number, _uuid(worker)) for job_id, number, worker in rows]
-
-
-async def bury(lease_seconds: float) -> None:
-    """Forget workers that were not seen for that long and have nothing left."""
-    _, ago = _clock()
-    sql = f"""DELETE FROM "workers" WHERE "seen_at" <= {ago} AND NOT EXISTS (
-        SELECT 1 FROM "queue_entries" q WHERE q."worker_id" = "workers"."id") RETURNING 1"""  # noqa: S608 - constants
-    await statements.database().fetch(sql, lease_seconds)
-
-
 LOST = """"jobs" t0 LEFT JOIN "queue_entries" q ON q."job_id" = t0."id"
     WHERE t0."status" = 'IN_EXECUTION' AND t0."phase" <> 'AWAITING_REVIEW' AND q."job_id" IS NULL"""
 
@@ -408,7 +336,7 @@ def earliest(*times: datetime | None) -> datetime | None:
     return min((at for at in times if at is not None), default=None)
 
 
-def _uuid(value: object) -> UUID:
+def uuid(value: object) -> UUID:
     return value if isinstance(value, UUID) else UUID(str(value))
 
 

@@ -101,7 +101,7 @@ class Settings(BaseSettings):
         description="For how long; doubles each time in a row, up to 10 minutes.",
     )
     shutdown_seconds: float = Field(
-        default=15, ge=0, le=600, description="Time for running executions when asked to stop."
+        default=12, ge=0, le=600, description="Time for running executions when asked to stop."
     )
     openai_api_key: SecretStr | None = Field(
         default=None,

@@ -31,9 +31,9 @@ from services import assignment, decisions, execution, jobs
 from services.assignment import ReassignJob
 from services.decisions import Review
 from services.jobs import UpdateJob
-from services.queue import Orphan
 from services.runtime import Options, Runtime
 from services.values import parse_id
+from services.workers import Orphan
 from signoff import database
 from signoff.wiring import runtime
 from tests.fakes import openai_server

@@ -20,10 +20,10 @@ from services.attempts import Run
 from services.circuits import Circuit, CircuitState
 from services.decisions import CancelJob
 from services.errors import NotFound
-from services.queue import Orphan
 from services.runtime import Runtime
 from services.transactions import atomic
 from services.values import parse_id, public_id
+from services.workers import Orphan
 from signoff.wiring import runtime
 from tests.fakes.agents import Behaviour, Received, fake_agent
 from tests.support.graphql import agent as saved_agent

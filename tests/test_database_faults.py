@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from models import statements
-from services import queue
+from services import queue, workers
 from services.runtime import Runtime
 from signoff import database
 from tests.fakes.agents import FakeAgent, Received, fake_agent
@@ -230,7 +230,7 @@ async def test_signs_of_life_do_not_wait_for_the_pool(rt: Runtime) -> None:
 
     await until(all_are_taken)
     ((worker_id,),) = await statements.database().fetch_vital('SELECT "id" FROM "workers"')
-    assert await queue.beat(worker_id)
+    assert await workers.beat(worker_id)
     assert not any(hog.done() for hog in hogs)
     for hog in hogs:
         hog.cancel()

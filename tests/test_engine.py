@@ -13,8 +13,8 @@ import pytest
 from models import Agent, Job, JobStatus, QueueEntry, QueueState, Worker, statements
 from models.base import uuid7
 from services import execution, queue
-from services.queue import Orphan
 from services.runtime import Runtime
+from services.workers import Orphan
 from signoff.wiring import runtime
 from tests.fakes.agents import fake_agent
 from tests.support.making import (
