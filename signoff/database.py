@@ -81,6 +81,7 @@ def _connection(url: str, *, migrating: bool) -> dict[str, Any]:
                 "journal_mode": "WAL",
                 "synchronous": "NORMAL",
                 "foreign_keys": "OFF" if migrating else "ON",
+                "cache_size": -65_536,  # KiB; the default of 2 MiB is read anew again and again
                 "case_sensitive_like": "ON",  # as Postgres has it
             },
         }
