@@ -127,7 +127,7 @@ async def test_network_that_drops_and_refuses_is_survived(
         assert not await ready(at_work.server)
         between.refuses = False
         await at_work.progress()
-        assert await ready(at_work.server)
+        await until(lambda: ready(at_work.server))
 
 
 async def refused(at_work: Place, code: str) -> bool:
