@@ -88,9 +88,7 @@ def database_url(
 
 
 @pytest.fixture
-def postgres_url(
-    postgres_server: postgres.PostgresServer, migrated_postgres: str
-) -> Iterator[str]:
+def postgres_url(postgres_server: postgres.PostgresServer, migrated_postgres: str) -> Iterator[str]:
     """A migrated database of the test's own, for what is about Postgres alone."""
     executor.EXECUTOR_CACHE.clear()
     yield from databases.postgres_copy(postgres_server, migrated_postgres)
