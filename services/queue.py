@@ -161,7 +161,11 @@ def _lane(row: Row, now: datetime) -> _Lane:
     return lane
 
 
-ANY_WAITING = """SELECT 1 FROM "queue_entries" WHERE "state" IN ('WAITING', 'SUSPECT') LIMIT 1"""
+# Ordered as the index is, so that it is the index that is looked into, however long the queue.
+ANY_WAITING = """SELECT * FROM (SELECT 1 FROM "queue_entries" WHERE "state" = 'WAITING'
+        ORDER BY "agent_id", "rank" LIMIT 1) "waiting"
+    UNION ALL SELECT * FROM (SELECT 1 FROM "queue_entries" WHERE "state" = 'SUSPECT'
+        ORDER BY "agent_id", "rank" LIMIT 1) "suspect" """
 LANES = """WITH RECURSIVE "lane" ("agent_id") AS (
         SELECT * FROM (SELECT "agent_id" FROM "queue_entries" WHERE "state" = 'WAITING'
                        ORDER BY "agent_id" LIMIT 1) "lowest"
@@ -178,10 +182,12 @@ LANES = """WITH RECURSIVE "lane" ("agent_id") AS (
     FROM "lane" JOIN "agents" a ON a."id" = "lane"."agent_id"
     LEFT JOIN "agent_gates" g ON g."agent_id" = a."id"
     WHERE a."availability" = 'ACTIVE'"""
+# The state is asked for again, since the entry may be another's by now; as an expression, lest
+# Postgres go through all that wait by their state while it believes that these are few.
 TAKE = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
     FROM (SELECT "job_id" AS "id" FROM "queue_entries"
           WHERE "state" = 'WAITING' AND "agent_id" = $2 ORDER BY "rank" LIMIT $3) "head"
-    WHERE "queue_entries"."job_id" = "head"."id" AND "queue_entries"."state" = 'WAITING'
+    WHERE "queue_entries"."job_id" = "head"."id" AND "queue_entries"."state" || '' = 'WAITING'
     RETURNING "job_id", "number", "failures" """
 TAKE_SUSPECT = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
     WHERE "job_id" = (

@@ -43,6 +43,13 @@ CLOSE_SECONDS = 1
 OF_THE_POOL = frozenset({"reset", "max_queries", "max_inactive_connection_lifetime"})
 
 
+BY_INDEX = "; ".join(
+    f"SET LOCAL enable_{way} = off"
+    for way in ("seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin")
+)
+"""A plan made while the queue is short is kept when it is long, and must not read all of it."""
+
+
 class BatchingClient(AsyncpgDBClient):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -118,11 +125,10 @@ class BatchingClient(AsyncpgDBClient):
     @asynccontextmanager
     async def exclusive(self, key: int) -> AsyncGenerator[Connection]:
         """See `models.statements.Database`; an advisory lock keeps others out."""
+        begin = f"BEGIN; {BY_INDEX}; SELECT pg_advisory_xact_lock({key})"
         with _translated():
-            async with self._acquired() as connection:
-                begin = f"BEGIN; SELECT pg_advisory_xact_lock({key})"
-                async with _transaction(connection, begin):
-                    yield connection
+            async with self._acquired() as connection, _transaction(connection, begin):
+                yield connection
 
     @asynccontextmanager
     async def _acquired(self) -> AsyncGenerator[Any]:

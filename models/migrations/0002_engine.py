@@ -123,7 +123,7 @@ class Migration(migrations.Migration):
                 "indexes": [
                     Index(fields=["state", "agent_id", "rank"], name="ix_queue_entries_lane"),
                     Index(
-                        fields=["agent_id", "owner_id", "priority", "state", "rank"],
+                        fields=["owner_id", "agent_id", "priority", "state", "rank"],
                         name="ix_queue_entries_owner",
                     ),
                     Index(fields=["worker_id"], name="ix_queue_entries_worker"),
