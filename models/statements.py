@@ -185,6 +185,12 @@ async def fetch(model: type[M], **where: Any) -> M | None:
     return rows[0] if rows else None
 
 
+async def fetch_of(sql: str, keys: Sequence[UUID]) -> Sequence[Row]:
+    """Rows of SQL with `{ids}` where the keys are to stand, one or more."""
+    marks = ", ".join(f"${n}" for n in range(1, len(keys) + 1))
+    return await database().fetch(sql.format(ids=marks), *map(str, keys))
+
+
 async def exists(model: type[Model], where: Mapping[str, Any]) -> bool:
     """Whether there is a row with these values."""
     return bool(await fetch_all((model,), *_sourced(model, where)))

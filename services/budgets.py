@@ -264,8 +264,5 @@ UNSETTLED = """SELECT "job_id" FROM "attempts" WHERE "job_id" IN ({ids})
 
 async def are_estimates(job_ids: Sequence[UUID]) -> list[bool]:
     """Of which jobs a part of the cost is set aside, not reported, or has no known price."""
-    marks = ", ".join(f"${n}" for n in range(1, len(job_ids) + 1))
-    sql = UNSETTLED.format(ids=marks)
-    rows = await statements.database().fetch(sql, *map(str, job_ids))
-    found = {str(row[0]) for row in rows}
+    found = {str(row[0]) for row in await statements.fetch_of(UNSETTLED, job_ids)}
     return [str(job_id) in found for job_id in job_ids]

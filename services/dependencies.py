@@ -17,7 +17,7 @@ from tortoise.expressions import Q, Subquery
 
 from models import Agent, DependencyPolicy, Job, JobDependency, JobStatus, jsontext, statements
 from models.statements import Statement
-from services import agents, references
+from services import agents, queue, references
 from services.actors import Viewer
 from services.errors import DependenciesUnmet, DependencyCycle, NotFound
 from services.references import NotResolved
@@ -81,7 +81,7 @@ async def links(job: Job) -> list[Link]:
     if not job.dependency_count:
         return []
     rows = await statements.database().fetch(LINKS, str(job.id))
-    return [Link(UUID(str(id)), alias, JobStatus(status)) for id, alias, status in rows]
+    return [Link(queue.uuid(id), alias, JobStatus(status)) for id, alias, status in rows]
 
 
 async def unmet(job: Job) -> list[Job]:

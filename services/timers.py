@@ -160,7 +160,7 @@ async def claim(now: datetime) -> list[Claimed]:
 
 def _claimed(row: Row, until: datetime) -> Claimed:
     id, job_id, kind = row
-    return Claimed(_uuid(id), _uuid(job_id), TimerKind(kind), until)
+    return Claimed(queue.uuid(id), queue.uuid(job_id), TimerKind(kind), until)
 
 
 async def next_at() -> datetime | None:
@@ -168,7 +168,3 @@ async def next_at() -> datetime | None:
     (row,) = await statements.database().fetch(NEXT)
     at = queue.instant(row[0])
     return None if at is None or at >= PARKED else at
-
-
-def _uuid(value: object) -> UUID:
-    return value if isinstance(value, UUID) else UUID(str(value))

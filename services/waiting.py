@@ -26,20 +26,18 @@ RUNNING = """SELECT "agent_id", count(*) FROM "queue_entries"
 async def reasons(job_ids: Sequence[UUID]) -> list[str | None]:
     """What each job waits for; None for one that waits for nothing, or is not in the queue."""
     now = datetime.now(UTC)
-    rows = await _fetch(ENTRIES, job_ids)
+    rows = await statements.fetch_of(ENTRIES, job_ids)
     found = {str(row[0]): _reason(row[1:], now) for row in rows}
     return [found.get(str(job_id)) for job_id in job_ids]
 
 
 async def running_counts(agent_ids: Sequence[UUID]) -> list[int]:
     """How many executions of each agent are under way, anywhere."""
-    found = {str(agent_id): running for agent_id, running in await _fetch(RUNNING, agent_ids)}
+    found = {
+        str(agent_id): running
+        for agent_id, running in await statements.fetch_of(RUNNING, agent_ids)
+    }
     return [found.get(str(agent_id), 0) for agent_id in agent_ids]
-
-
-async def _fetch(sql: str, ids: Sequence[UUID]) -> Sequence[Row]:
-    marks = ", ".join(f"${n}" for n in range(1, len(ids) + 1))
-    return await statements.database().fetch(sql.format(ids=marks), *map(str, ids))
 
 
 def _reason(row: Row, now: datetime) -> str:

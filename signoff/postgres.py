@@ -208,7 +208,7 @@ def _combined(shape: tuple[tuple[str, bool, bool], ...]) -> str:
     """One statement of many; its first column is there for the guards alone."""
     parts: list[str] = []
     hits = ["1"]
-    told = ["1 / 1"]
+    told: list[str] = []
     offset = 0
     for number, (sql, guarded, returning) in enumerate(shape):
         text, used = _moved(sql, offset)
@@ -219,8 +219,8 @@ def _combined(shape: tuple[tuple[str, bool, bool], ...]) -> str:
             told.append(f"(SELECT * FROM w{number} LIMIT 1)")  # noqa: S608 - numbers
         if guarded:
             hits.append(f"(SELECT count(*) FROM w{number})")  # noqa: S608 - numbers
-    told[0] = f"1 / ({' * '.join(hits)})"
-    return f"WITH {', '.join(parts)} SELECT {', '.join(told)}"
+    columns = ", ".join([f"1 / ({' * '.join(hits)})", *told])
+    return f"WITH {', '.join(parts)} SELECT {columns}"
 
 
 def _moved(sql: str, offset: int) -> tuple[str, int]:
