@@ -21,6 +21,8 @@ GAP_SECONDS = 0.005
 """Between two messages; what is committed meanwhile goes into the second."""
 TIMEOUT_SECONDS = 10
 RETRY_SECONDS = 0.5
+LAST_WORD_SECONDS = 0.5
+"""For telling of the last commits before the process ends."""
 
 
 class Heard(Protocol):
@@ -61,6 +63,8 @@ class PostgresBus:
         self._dsn = dsn
         self._name = token_hex(8)
         self._news = asyncio.Event()
+        self._said = asyncio.Event()
+        self._said.set()
         self._work = False
         self._task: asyncio.Task[None] | None = None
 
@@ -69,12 +73,16 @@ class PostgresBus:
 
     async def stop(self) -> None:
         if self._task is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORD_SECONDS):
+                    await self._said.wait()
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
 
     def tell(self, *, work: bool) -> None:
         self._work = self._work or work
+        self._said.clear()
         self._news.set()
 
     async def _keep(self, heard: Heard) -> None:
@@ -108,6 +116,8 @@ class PostgresBus:
                 self._news.clear()
                 message, self._work = f"{self._name} {'work' if self._work else ''}", False
                 await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, message)
+                if not self._news.is_set():
+                    self._said.set()
                 await asyncio.sleep(GAP_SECONDS)
         finally:
             connection.terminate()
