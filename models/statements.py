@@ -156,7 +156,7 @@ def _update_sql(model: type[Model], changed: tuple[str, ...], where: tuple[str, 
 
 def _where(model: type[Model], where: tuple[str, ...], offset: int) -> str:
     found = [f'"{c}" = ${n}' for n, (c, _) in enumerate(_columns(model, where), offset + 1)]
-    return f" WHERE {' AND '.join(found)}"
+    return f" WHERE {' AND '.join(found)}" if found else ""
 
 
 def _table(model: type[Model]) -> str:
@@ -193,10 +193,11 @@ async def fetch_of(sql: str, keys: Sequence[UUID]) -> Sequence[Row]:
 
 async def exists(model: type[Model], where: Mapping[str, Any]) -> bool:
     """Whether there is a row with these values."""
-    return bool(await fetch_all((model,), *_sourced(model, where)))
+    source, *values = _sourced(model, where)
+    return bool(await fetch_all((model,), source + " LIMIT 1", *values))
 
 
-def _sourced(model: type[Model], where: Mapping[str, Any]) -> tuple[Any, ...]:
+def _sourced(model: type[Model], where: Mapping[str, Any]) -> tuple[str, *tuple[Any, ...]]:
     source = f'"{_table(model)}" t0' + _where(model, tuple(where), 0)
     return source, *_values(model, where)
 

@@ -141,6 +141,10 @@ class Entry:
     job: dict[str, Any]
     attempt: dict[str, Any]
 
+    def __or__(self, other: Entry) -> Entry:
+        """Both; where they name a column, `other` was reckoned last."""
+        return Entry(self.job | other.job, self.attempt | other.attempt)
+
 
 NO_ENTRY = Entry({}, {})
 

@@ -11,27 +11,27 @@ from typing import Any
 
 import orjson
 
-from models import Agent, AttemptState, Job, JobLogType, JobPhase, StatusReason, jsontext
-from services import agents, attempts, budgets, circuits, telemetry, tracing
-from services.agent_http import AgentCallFailed, AgentFault, AgentReply, AgentRequest, Reported
-from services.attempts import OVERTAKEN, Run
+from models import Agent, AttemptState, JobLogType, JobPhase, StatusReason, jsontext
+from services import agents, attempts, budgets, circuits, responses, telemetry, tracing
+from services.agent_http import AgentCallFailed, AgentFault, AgentReply, AgentRequest
+from services.attempts import Run
 from services.errors import BudgetExceeded
 from services.openings import Failure
 from services.rules import Event
 from services.runtime import Runtime
 from services.tracing import ERROR, Kind
-from services.transactions import atomic, to_the_end
+from services.transactions import atomic
 from services.values import public_id
 
 TICK = 0.01
 """A clock may ring this much early."""
 
 
-async def ask(rt: Runtime, this: Run) -> bool:
-    """Get the agent's response on record; False if the job was settled without one."""
+async def ask(rt: Runtime, this: Run) -> AgentReply | None:
+    """The agent's reply, not on record yet; None if the job was settled without one."""
     if not this.agent.idempotent and (_was_cut_off(this) or _is_a_repetition(this)):
         await _refuse(rt, this)
-        return False
+        return None
     clock = asyncio.get_running_loop().time
     left = await budgets.seconds_left(this)
     deadline = clock() + min(this.agent.timeout_seconds, left)
@@ -55,7 +55,7 @@ async def ask(rt: Runtime, this: Run) -> bool:
             reply = await _call(rt, this, request, deadline - clock())
         except BudgetExceeded as over:
             await budgets.end(rt, this, over, executed=executed)
-            return False
+            return None
         except AgentCallFailed as failure:
             executed = executed or failure.may_have_executed
             pause = _pause(rt, failure, tries)
@@ -67,9 +67,8 @@ async def ask(rt: Runtime, this: Run) -> bool:
             ours = left < this.agent.timeout_seconds and clock() >= deadline - TICK
             over = budgets.over_time(this) if ours else None
             await _settle_failure(rt, this, failure, executed=executed, over=over)
-            return False
-        await to_the_end(rt, _record_response(rt, this, reply))
-        return True
+            return None
+        return reply
     raise AssertionError
 
 
@@ -178,51 +177,7 @@ def _described(failure: AgentCallFailed) -> dict[str, Any]:
         "httpStatus": failure.http_status,
         "mayHaveExecuted": failure.may_have_executed,
         "excerpt": failure.excerpt,
-    } | _usage(failure.usage)
-
-
-def _usage(reported: Reported) -> dict[str, Any]:
-    used = reported.to_json()
-    return {"usage": used} if used else {}
-
-
-async def _record_response(rt: Runtime, this: Run, reply: AgentReply) -> None:
-    try:
-        await _apply_response(rt, this, reply)
-    except OVERTAKEN:
-        await _log_late(rt, this, reply)
-        raise
-
-
-@atomic
-async def _apply_response(rt: Runtime, this: Run, reply: AgentReply) -> None:
-    columns = {
-        "response_json": reply.body.decode(),
-        "http_status": reply.status,
-        "latency_ms": reply.latency_ms,
-        "responded_at": datetime.now(UTC),
-    }
-    taken = budgets.settle(this, budgets.held(this.attempt), reply.usage)
-    await attempts.advance(
-        rt, this, JobPhase.CHECKING_OUTPUT, attempt=columns | taken.attempt, **taken.job
-    )
-    circuits.answered(rt, this)
-    for name, value in columns.items():
-        setattr(this.attempt, name, value)
-    message = f"Answered with {reply.status} after {reply.latency_ms} ms."
-    attempts.tell(this, JobLogType.AGENT_RESPONSE, message, _told(reply))
-
-
-@atomic
-async def _log_late(rt: Runtime, this: Run, reply: AgentReply) -> None:
-    this.job = await Job.get(id=this.job.id)
-    message = "Answered after the attempt had ended; not applied."
-    attempts.tell(this, JobLogType.AGENT_RESPONSE, message, _told(reply) | {"late": True})
-
-
-def _told(reply: AgentReply) -> dict[str, Any]:
-    told = {"httpStatus": reply.status, "latencyMs": reply.latency_ms} | _usage(reply.usage)
-    return told | {"body": orjson.Fragment(reply.body)}
+    } | responses.usage(failure.usage)
 
 
 REASONS: Mapping[AgentFault, StatusReason] = {

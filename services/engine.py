@@ -85,6 +85,7 @@ class Engine:
         self._suspects: set[Key] = set()
         self._aborted: set[Key] = set()
         self._gone: set[Key] = set()
+        self._settled: set[Key] = set()
         self._news = asyncio.Event()
         self._alarm: datetime | None = None
         self._polled_at = self._compared_at = -math.inf
@@ -158,8 +159,12 @@ class Engine:
     def abort(self, ended: Iterable[Key]) -> None:
         """End the runs of attempts that have ended, except the one that ended its own."""
         for key in ended:
-            # Once each: a second cancel would hit what is done about the first.
-            if key in self._running and key not in self._aborted and key != _own.get():
+            if key not in self._running:
+                continue
+            if key == _own.get():
+                self._settled.add(key)
+            elif key not in self._aborted:
+                # Once each: a second cancel would hit what is done about the first.
                 self._aborted.add(key)
                 self._running[key].cancel()
 
@@ -268,12 +273,12 @@ class Engine:
     async def _compare(self) -> None:
         """What the rows say runs here, against what does.
 
-        A run that has just ended its attempt itself is about to return: what has no row is
+        A run that ends its attempt itself may not know yet that it did: what has no row is
         ended only if it is still there at a second look.
         """
         before = set(self._running)
         rows = {each.key: each for each in await queue.mine(self._id)}
-        gone = before - rows.keys() - self._aborted
+        gone = before - rows.keys() - self._aborted - self._settled
         self.abort(gone & self._gone)
         self._gone = gone
         if gone:
@@ -294,6 +299,7 @@ class Engine:
         self._running.pop(key, None)
         self._suspects.discard(key)
         self._aborted.discard(key)
+        self._settled.discard(key)
         self._news.set()
 
     async def _do(self, it: Taken) -> None:

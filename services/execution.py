@@ -235,8 +235,10 @@ async def run(rt: Runtime, job_id: UUID, number: int, worker_id: UUID | None = N
         tracing.span(rt.tracer, "attempt", Kind.INTERNAL, about),
     ):
         try:
-            if this.attempt.responded_at is not None or await calling.ask(rt, this):
+            if this.attempt.responded_at is not None:
                 await judging.judge(rt, this)
+            elif (reply := await calling.ask(rt, this)) is not None:
+                await judging.receive(rt, this, reply)
         except OVERTAKEN:
             logger.info("attempt overtaken")
             rt.telemetry.ended(telemetry.OVERTAKEN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ import orjson
 
 from models import (
     CompletionMode,
-    CriterionKind,
     Job,
     JobLogType,
     JobPhase,
@@ -19,14 +19,15 @@ from models import (
     VerdictOutcome,
     jsontext,
 )
-from services import attempts, budgets, json_schemas, openings, telemetry, tracing
-from services.agent_http import Reported
+from services import attempts, budgets, openings, responses, telemetry, tracing
+from services.agent_http import AgentReply, Reported
 from services.agent_http.usage import NOTHING as UNREPORTED
 from services.attempts import Run
 from services.budgets import NO_ENTRY, NOTHING, Amount, Entry
-from services.criteria import Checklist, Criterion
+from services.criteria import Criterion
 from services.errors import BudgetExceeded
-from services.judges import checks
+from services.examining import AT_ONCE, Examination, examine, ordered
+from services.json_schemas import Mismatch
 from services.judges.base import (
     CriterionResult,
     JudgeFailed,
@@ -62,52 +63,95 @@ class Judgement:
         return [result.to_json() for result in self.results]
 
 
+async def receive(rt: Runtime, this: Run, reply: AgentReply) -> None:
+    """Put the agent's reply on record and judge it, in one step where judging takes no time.
+
+    Whatever else comes first, the reply does: it cost somebody's work.
+    Raises one of `OVERTAKEN` if the attempt was ended meanwhile.
+    """
+    found = None
+    with suppress(Exception):  # it comes again below, with the reply on record
+        found = await examine(this, reply.body.decode(), reply.latency_ms, AT_ONCE)
+    if found is not None and not found.asked:
+        await to_the_end(rt, _record(rt, this, found, _by_checks(found), reply))
+        return
+    await to_the_end(rt, responses.record(rt, this, reply))
+    await judge(rt, this)
+
+
 async def judge(rt: Runtime, this: Run) -> None:
     """Settle the job by its recorded response, or leave it to a reviewer.
 
     Raises one of `OVERTAKEN` if the attempt was ended meanwhile.
     """
-    output = jsontext.loads(this.attempt.response_json or "null")
+    response, took = this.attempt.response_json or "null", this.attempt.latency_ms or 0
     try:
-        mismatch = await json_schemas.check_within(
-            rt.sandbox, this.agent.output_schema_json, output
-        )
+        found = await examine(this, response, took, rt.sandbox)
     except NotEvaluated as error:
         await leave_to_review(rt, this, f"The outputSchema could not be checked: {error}")
         return
-    if mismatch:
-        where = mismatch.pointer or "the top"
-        message = f"The response does not fit the outputSchema at {where}: {mismatch.message}"
-        reason = StatusReason.OUTPUT_SCHEMA_INVALID
-        error = Failure(reason, message, retryable=True, may_have_executed=True, reasons=[message])
-        await attempts.settle(rt, this, Event.FAIL, reason, message, error=error)
-        return
-    checklist = Checklist(
-        text=this.criteria.text,
-        items=jsontext.loads(this.criteria.items_json),
-        pass_threshold=this.criteria.pass_threshold,
-    )
-    subject = Subject(
-        input=jsontext.loads(this.body),
-        output=output,
-        job={"name": this.job.name, "description": this.job.description},
-        latency_ms=this.attempt.latency_ms or 0,
-    )
     try:
-        judgement = await _judgement(rt, this, checklist, subject)
+        judgement = await _judgement(rt, this, found)
     except BudgetExceeded as over:
         await budgets.end(rt, this, over, executed=True)
         return
-    decision = decide(checklist, judgement.results)
-    await to_the_end(rt, _record(rt, this, judgement, decision))
+    await to_the_end(rt, _record(rt, this, found, judgement))
 
 
-async def _record(rt: Runtime, this: Run, judgement: Judgement, decision: Decision) -> None:
+def _by_checks(found: Examination) -> Judgement:
+    return Judgement(list(found.results), {"kind": "checks"})
+
+
+async def _judgement(rt: Runtime, this: Run, found: Examination) -> Judgement:
+    """Raises `BudgetExceeded` where a language model is to be asked and nothing is left."""
+    if not found.asked:
+        return _by_checks(found)
+    judgement = await _ask(rt, this, found.subject, found.asked)
+    judgement.results = ordered(found.checklist, [*found.results, *judgement.results])
+    return judgement
+
+
+async def _record(
+    rt: Runtime,
+    this: Run,
+    found: Examination,
+    judgement: Judgement,
+    reply: AgentReply | None = None,
+) -> None:
+    """Settle by what was found; `reply` is one that is not on record yet."""
     try:
-        await _apply(rt, this, judgement, decision)
+        await _settle(rt, this, found, judgement, reply)
     except attempts.OVERTAKEN:
-        await _log_late(rt, this, judgement)
+        if reply is not None:
+            await responses.log_late(rt, this, reply)
+        elif found.mismatch is None:
+            await _log_late(rt, this, judgement)
         raise
+
+
+@atomic
+async def _settle(
+    rt: Runtime,
+    this: Run,
+    found: Examination,
+    judgement: Judgement,
+    reply: AgentReply | None,
+) -> None:
+    taken = responses.take(rt, this, reply) if reply is not None else NO_ENTRY
+    if found.mismatch is not None:
+        await _refuse(rt, this, found.mismatch, taken)
+    else:
+        await _apply(rt, this, judgement, decide(found.checklist, judgement.results), taken)
+
+
+async def _refuse(rt: Runtime, this: Run, mismatch: Mismatch, taken: Entry) -> None:
+    where = mismatch.pointer or "the top"
+    message = f"The response does not fit the outputSchema at {where}: {mismatch.message}"
+    reason = StatusReason.OUTPUT_SCHEMA_INVALID
+    error = Failure(reason, message, retryable=True, may_have_executed=True, reasons=[message])
+    await attempts.settle(
+        rt, this, Event.FAIL, reason, message, error=error, attempt=taken.attempt, **taken.job
+    )
 
 
 @atomic
@@ -130,37 +174,7 @@ async def _await_review(rt: Runtime, this: Run, why: str, taken: Entry = NO_ENTR
     )
 
 
-async def _judgement(rt: Runtime, this: Run, checklist: Checklist, subject: Subject) -> Judgement:
-    """Checks first; a language model is asked about LLM items only, and only if it matters."""
-    judged = [item for item in checklist.items if item.kind is CriterionKind.LLM]
-    checked = [item for item in checklist.items if item.kind is not CriterionKind.LLM]
-    results = await checks.run_checks(subject, checked, rt.sandbox)
-    if not judged:
-        return Judgement(results, {"kind": "checks"})
-    if _lost(checked, results):
-        why = "Not asked: a required check had failed already."
-        skipped = [_skipped(item, why) for item in judged]
-        return Judgement(_ordered(checklist, results + skipped), {"kind": "checks"})
-    judgement = await _ask(rt, this, subject, judged)
-    judgement.results = _ordered(checklist, results + judgement.results)
-    return judgement
-
-
-def _lost(checked: Sequence[Criterion], results: Sequence[CriterionResult]) -> bool:
-    required = {item.key for item in checked if item.required}
-    return any(r.outcome is VerdictOutcome.FAIL and r.key in required for r in results)
-
-
-def _skipped(item: Criterion, why: str) -> CriterionResult:
-    return CriterionResult.of(item.key, VerdictOutcome.SKIPPED, why)
-
-
-def _ordered(checklist: Checklist, results: Sequence[CriterionResult]) -> list[CriterionResult]:
-    by_key = {result.key: result for result in results}
-    return [by_key[item.key] for item in checklist.items]
-
-
-async def _ask(rt: Runtime, this: Run, subject: Subject, judged: list[Criterion]) -> Judgement:
+async def _ask(rt: Runtime, this: Run, subject: Subject, judged: Sequence[Criterion]) -> Judgement:
     """What the language model says; where it cannot be asked, errors that say why."""
     if rt.judge is None:
         why = "No LLM judge is configured: set OPENAI_API_KEY, or review the attempt by hand."
@@ -233,37 +247,17 @@ async def _record_request(
     attempts.tell(this, JobLogType.VALIDATOR_REQUEST, message, payload)
 
 
-@atomic
 async def _apply(
-    rt: Runtime,
-    this: Run,
-    judgement: Judgement,
-    decision: Decision,
+    rt: Runtime, this: Run, judgement: Judgement, decision: Decision, taken: Entry
 ) -> None:
     """Write the verdict and settle the job by it."""
+    results = jsontext.dumps(judgement.listed)
     if judgement.judge["kind"] == "checks":
         asked = {"kind": "checks", "criteria": orjson.Fragment(this.criteria.items_json)}
         attempts.tell(this, JobLogType.VALIDATOR_REQUEST, "Running the checks.", asked)
-    attempts.tell(
-        this,
-        JobLogType.VALIDATOR_RESPONSE,
-        f"Judged {len(judgement.results)} criteria.",
-        _told(judgement),
-    )
-    verdict = Verdict(
-        job_id=this.job.id,
-        attempt_id=this.attempt.id,
-        criteria_set_id=this.criteria.id,
-        outcome=decision.outcome,
-        score=decision.score,
-        summary=decision.summary,
-        results_json=jsontext.dumps(judgement.listed),
-        judge_json=jsontext.dumps(judgement.judge),
-        input_tokens=judgement.used.input_tokens or 0,
-        output_tokens=judgement.used.output_tokens or 0,
-        cost_micros=judgement.used.cost_micros or 0,
-        latency_ms=judgement.latency_ms,
-    )
+    message = f"Judged {len(judgement.results)} criteria."
+    attempts.tell(this, JobLogType.VALIDATOR_RESPONSE, message, _told(judgement, results))
+    verdict = _verdict(this, judgement, decision, results)
     current().insert(verdict)
     told = {
         "outcome": decision.outcome,
@@ -272,13 +266,30 @@ async def _apply(
         "criteriaVersion": this.criteria.version,
     }
     attempts.tell(this, JobLogType.VERDICT, decision.summary, told)
-    taken = budgets.settle(this, judgement.reserved, judgement.used, by_judge=True)
-    await _settle(rt, this, decision, openings.reasons(verdict), taken)
+    taken |= budgets.settle(this, judgement.reserved, judgement.used, by_judge=True)
+    await _conclude(rt, this, decision, openings.reasons(verdict), taken)
 
 
-def _told(judgement: Judgement) -> dict[str, Any]:
+def _verdict(this: Run, judgement: Judgement, decision: Decision, results: str) -> Verdict:
+    return Verdict(
+        job_id=this.job.id,
+        attempt_id=this.attempt.id,
+        criteria_set_id=this.criteria.id,
+        outcome=decision.outcome,
+        score=decision.score,
+        summary=decision.summary,
+        results_json=results,
+        judge_json=jsontext.dumps(judgement.judge),
+        input_tokens=judgement.used.input_tokens or 0,
+        output_tokens=judgement.used.output_tokens or 0,
+        cost_micros=judgement.used.cost_micros or 0,
+        latency_ms=judgement.latency_ms,
+    )
+
+
+def _told(judgement: Judgement, results: str) -> dict[str, Any]:
     return {
-        "results": judgement.listed,
+        "results": orjson.Fragment(results),
         "response": judgement.response,
         "inputTokens": judgement.used.input_tokens or 0,
         "outputTokens": judgement.used.output_tokens or 0,
@@ -290,11 +301,11 @@ def _told(judgement: Judgement) -> dict[str, Any]:
 async def _log_late(rt: Runtime, this: Run, judgement: Judgement) -> None:
     this.job = await Job.get(id=this.job.id)
     message = "Judged after the attempt had ended; not applied."
-    told = _told(judgement) | {"late": True}
+    told = _told(judgement, jsontext.dumps(judgement.listed)) | {"late": True}
     attempts.tell(this, JobLogType.VALIDATOR_RESPONSE, message, told)
 
 
-async def _settle(
+async def _conclude(
     rt: Runtime, this: Run, decision: Decision, reasons: Sequence[str], taken: Entry
 ) -> None:
     if decision.outcome is VerdictOutcome.PASS:

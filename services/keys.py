@@ -41,7 +41,7 @@ async def revoke(prefix: str) -> list[ApiKey]:
 
 
 async def any_made() -> bool:
-    return await ApiKey.exists()
+    return await statements.exists(ApiKey, {})
 
 
 async def viewer_of(text: str) -> Viewer:

@@ -52,10 +52,14 @@ class Gate:
 
     async def _locked(self) -> bool:
         """Whether there is any key; once there was one, there is no way back."""
-        now = time.monotonic()
-        if not self._keys_made and now - self._looked_at >= KEYLESS_SECONDS:
-            self._keys_made = await keys.any_made()
-            self._looked_at = now
+        now, before = time.monotonic(), self._looked_at
+        if not self._keys_made and now - before >= KEYLESS_SECONDS:
+            self._looked_at = now  # one looks, and not all who come meanwhile
+            try:
+                self._keys_made = await keys.any_made()
+            except BaseException:
+                self._looked_at = before
+                raise
         return self._keys_made
 
 

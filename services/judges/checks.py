@@ -14,7 +14,7 @@ from services.criteria import Criterion
 from services.judges import languages, pointers
 from services.judges.base import CriterionResult, Evidence, Subject
 from services.judges.languages import NotEvaluated, cut, shown
-from services.judges.sandbox import Sandbox
+from services.judges.sandbox import Sandbox, WouldTakeTime
 
 PASS, FAIL = VerdictOutcome.PASS, VerdictOutcome.FAIL
 
@@ -147,6 +147,8 @@ async def _run(
 ) -> CriterionResult:
     try:
         return await check(subject, criterion, sandbox)
+    except WouldTakeTime:
+        raise
     except NothingThere as e:
         return CriterionResult.of(criterion.key, FAIL, f"There is nothing at {e} in the output.")
     except NotEvaluated as e:
