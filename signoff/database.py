@@ -111,6 +111,7 @@ def _connection(url: str, *, migrating: bool) -> dict[str, Any]:
             "server_settings": {
                 "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
                 "statement_timeout": f"{COMMAND_SECONDS}s",  # also of those nobody waits for
+                "jit": "off",  # compiling takes half a second, our statements milliseconds
             },
         }
     return expanded

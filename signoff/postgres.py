@@ -2,7 +2,8 @@
 
 A transaction whose statements do not touch the same rows is one statement: each of them is a
 `WITH` part of it, and a guard that misses divides by zero, which undoes all of it. What does
-not fit into that goes statement by statement.
+not fit into that goes statement by statement. Transactions that wait for others of this process
+and look the same share a round trip and a commit; if one of them fails, each goes by itself.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from functools import lru_cache
 from typing import Any, cast
 
 import asyncpg
+import structlog
 from tortoise.backends.asyncpg.client import AsyncpgDBClient
 from tortoise.exceptions import IntegrityError
 
 from models.statements import Connection, GuardMissed, Row, Statement, Unavailable
+from signoff.batches import Batch
+
+logger = structlog.get_logger(__name__)
 
 PLACEHOLDER = re.compile(r"\$(\d+)")
 GONE = (
@@ -43,6 +48,15 @@ CLOSE_SECONDS = 1
 OF_THE_POOL = frozenset({"reset", "max_queries", "max_inactive_connection_lifetime"})
 
 
+MAX_WRITERS = 2
+"""Connections that write batches; more of them on a machine of few cores only wait for each
+other, and what waits for one of these is written together."""
+MAX_SHARED = 16
+"""Transactions in one: what they lock stays locked until all are written."""
+
+Shape = tuple[tuple[str, bool, bool], ...]
+"""What batches have to have in common to be written by one text: SQL, guarded, returning."""
+
 BY_INDEX = "; ".join(
     f"SET LOCAL enable_{way} = off"
     for way in ("seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin")
@@ -55,6 +69,9 @@ class BatchingClient(AsyncpgDBClient):
         super().__init__(*given, **named)
         self._vital: Any = None
         self._vital_turn = asyncio.Lock()
+        self._waiting: dict[Shape, list[Batch]] = {}
+        self._writers = 0
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def fetch_vital(self, sql: str, *values: Any) -> Sequence[Row]:
         """See `models.statements.Database`; on a connection that nobody else uses."""
@@ -110,17 +127,83 @@ class BatchingClient(AsyncpgDBClient):
 
     async def execute_batch(self, statements: Sequence[Statement]) -> list[Any]:
         """See `models.statements.Database`."""
+        if not _are_apart(statements):
+            return await self._one_by_one(statements)
+        batch = Batch(statements, asyncio.get_running_loop().create_future())
+        if self._writers < MAX_WRITERS:
+            self._writers += 1
+            try:
+                return await self._at_once(statements)
+            finally:
+                self._hand_over()
+        self._waiting.setdefault(_shape(statements), []).append(batch)
+        return await batch.done
+
+    def _hand_over(self) -> None:
+        """Let those be written that came meanwhile."""
+        if self._waiting:
+            task = asyncio.create_task(self._write_waiting())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._writers -= 1
+
+    async def _write_waiting(self) -> None:
+        try:
+            while self._waiting:
+                shape = next(iter(self._waiting))
+                batches = self._waiting.pop(shape)
+                if rest := batches[MAX_SHARED:]:
+                    self._waiting[shape] = rest  # behind those of other shapes
+                await self._write(shape, batches[:MAX_SHARED])
+        finally:
+            self._writers -= 1
+
+    async def _write(self, shape: Shape, batches: Sequence[Batch]) -> None:
+        """All of them in one transaction, or each by itself."""
+        if len(batches) > 1:
+            try:
+                results: Sequence[Any] = await self._together(shape, batches)
+            except Unavailable as error:
+                results = [error] * len(batches)
+            except Exception as error:  # noqa: BLE001 - each finds out by itself what is wrong
+                logger.debug("written one by one", batches=len(batches), error=repr(error))
+                results = ()
+            if results:
+                for batch, result in zip(batches, results, strict=True):
+                    batch.settle(result)
+                return
+        for batch in batches:
+            try:
+                batch.settle(await self._at_once(batch.statements))
+            except Exception as error:  # noqa: BLE001 - told to whoever waits
+                batch.settle(error)
+
+    async def _together(self, shape: Shape, batches: Sequence[Batch]) -> list[list[Any]]:
         with _translated():
             async with self._acquired() as connection:
-                if _are_apart(statements):
-                    try:
-                        return await _at_once(connection, statements)
-                    except asyncpg.DivisionByZeroError:
-                        pass  # a guard missed; the way below finds out which
-                async with _transaction(connection, "BEGIN"):
-                    return [
-                        await _one(connection, index, each) for index, each in enumerate(statements)
-                    ]
+                values = [_values(batch.statements) for batch in batches]
+                rows = await connection.fetchmany(_combined(shape), values)
+        return [_told(shape, row) for row in rows]
+
+    async def _at_once(self, statements: Sequence[Statement]) -> list[Any]:
+        shape = _shape(statements)
+        with _translated():
+            async with self._acquired() as connection:
+                try:
+                    row = await connection.fetchrow(_combined(shape), *_values(statements))
+                except asyncpg.DivisionByZeroError:
+                    pass  # a guard missed; the way below finds out which
+                else:
+                    return _told(shape, row)
+        return await self._one_by_one(statements)
+
+    async def _one_by_one(self, statements: Sequence[Statement]) -> list[Any]:
+        with _translated():
+            async with self._acquired() as connection, _transaction(connection, "BEGIN"):
+                return [
+                    await _one(connection, index, each) for index, each in enumerate(statements)
+                ]
 
     @asynccontextmanager
     async def exclusive(self, key: int) -> AsyncGenerator[Connection]:
@@ -195,16 +278,22 @@ def _are_apart(statements: Sequence[Statement]) -> bool:
     return True
 
 
-async def _at_once(connection: Any, statements: Sequence[Statement]) -> list[Any]:
-    shape = tuple((each.sql, each.guarded, each.returning) for each in statements)
-    values = [value for each in statements for value in each.values]
-    row = await connection.fetchrow(_combined(shape), *values)
+def _shape(statements: Sequence[Statement]) -> Shape:
+    return tuple((each.sql, each.guarded, each.returning) for each in statements)
+
+
+def _values(statements: Sequence[Statement]) -> list[Any]:
+    return [value for each in statements for value in each.values]
+
+
+def _told(shape: Shape, row: Row) -> list[Any]:
+    """What each statement returned, by the row of all."""
     told = iter(row[1:])
-    return [next(told) if each.returning else None for each in statements]
+    return [next(told) if returning else None for _, _, returning in shape]
 
 
 @lru_cache(maxsize=2000)
-def _combined(shape: tuple[tuple[str, bool, bool], ...]) -> str:
+def _combined(shape: Shape) -> str:
     """One statement of many; its first column is there for the guards alone."""
     parts: list[str] = []
     hits = ["1"]

@@ -33,6 +33,7 @@ from models.statements import (
     Unavailable,
     numbered,
 )
+from signoff.batches import Batch
 
 T = TypeVar("T")
 
@@ -179,20 +180,8 @@ class DirectClient(SqliteClient):
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    """Statements that wait to be written, and who waits for that."""
-
-    statements: Sequence[Statement]
-    done: asyncio.Future[list[Any]]
+class _Batch(Batch):
     deadline: float
-
-    def settle(self, result: list[Any] | Exception) -> None:
-        if self.done.done():
-            return
-        if isinstance(result, Exception):
-            self.done.set_exception(result)
-        else:
-            self.done.set_result(result)
 
 
 class _Busy(Exception):
