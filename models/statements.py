@@ -69,6 +69,13 @@ class Database(Protocol):
         """Rows found by a key or an index: on SQLite the event loop waits for them."""
         ...
 
+    async def fetch_row(self, sql: str, *values: Any) -> Row | None:
+        """What a SELECT with LIMIT 1 finds; on Postgres with others that ask the same.
+
+        Without the limit a row too many would be taken for what another one asked.
+        """
+        ...
+
     async def fetch_vital(self, sql: str, *values: Any) -> Sequence[Row]:
         """The same for signs of life: it waits for no other work of this process."""
         ...
@@ -208,8 +215,8 @@ async def fetch_joined(models: tuple[type[Model], ...], source: str, *values: An
     `source` is what follows FROM, with the tables as `t0`, `t1`… in the order of `models`.
     Empty where there is no row.
     """
-    rows = await fetch_all(models, source, *values)
-    return rows[0] if rows else []
+    row = await database().fetch_row(_select_sql(models, source + " LIMIT 1"), *values)
+    return _objects(models, row) if row else []
 
 
 async def fetch_all(models: tuple[type[Model], ...], source: str, *values: Any) -> list[list[Any]]:

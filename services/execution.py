@@ -180,11 +180,16 @@ async def outcome(rt: Runtime, job: Job, seconds: float) -> Job:
     At the latest after `seconds`, as it is then.
     """
 
+    async def latest() -> Job:
+        now = await statements.fetch(Job, id=job.id)
+        assert now is not None  # noqa: S101 - no job is ever deleted
+        return now
+
     async def settled() -> Job | None:
-        now = await Job.get(id=job.id)
+        now = await latest()
         return None if is_running(now) else now
 
-    return await rt.events.until(settled, seconds) or await Job.get(id=job.id)
+    return await rt.events.until(settled, seconds) or await latest()
 
 
 def is_running(job: Job) -> bool:

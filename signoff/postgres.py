@@ -2,8 +2,7 @@
 
 A transaction whose statements do not touch the same rows is one statement: each of them is a
 `WITH` part of it, and a guard that misses divides by zero, which undoes all of it. What does
-not fit into that goes statement by statement. Transactions that wait for others of this process
-and look the same share a round trip and a commit; if one of them fails, each goes by itself.
+not fit into that goes statement by statement.
 """
 
 from __future__ import annotations
@@ -16,14 +15,11 @@ from functools import lru_cache
 from typing import Any, cast
 
 import asyncpg
-import structlog
 from tortoise.backends.asyncpg.client import AsyncpgDBClient
 from tortoise.exceptions import IntegrityError
 
 from models.statements import Connection, GuardMissed, Row, Statement, Unavailable
-from signoff.batches import Batch
-
-logger = structlog.get_logger(__name__)
+from signoff.pipeline import Pipeline
 
 PLACEHOLDER = re.compile(r"\$(\d+)")
 GONE = (
@@ -48,14 +44,9 @@ CLOSE_SECONDS = 1
 OF_THE_POOL = frozenset({"reset", "max_queries", "max_inactive_connection_lifetime"})
 
 
-MAX_WRITERS = 2
-"""Connections that write batches; more of them on a machine of few cores only wait for each
-other, and what waits for one of these is written together."""
-MAX_SHARED = 16
-"""Transactions in one: what they lock stays locked until all are written."""
-
-Shape = tuple[tuple[str, bool, bool], ...]
-"""What batches have to have in common to be written by one text: SQL, guarded, returning."""
+PIPELINED = 3
+"""Connections that statements of one row may use at most, those that read and those that write:
+where nothing stalls it is one each."""
 
 BY_INDEX = "; ".join(
     f"SET LOCAL enable_{way} = off"
@@ -69,9 +60,8 @@ class BatchingClient(AsyncpgDBClient):
         super().__init__(*given, **named)
         self._vital: Any = None
         self._vital_turn = asyncio.Lock()
-        self._waiting: dict[Shape, list[Batch]] = {}
-        self._writers = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._reads = Pipeline(self._translating, most=PIPELINED)
+        self._writes = Pipeline(self._translating, most=PIPELINED)
 
     async def fetch_vital(self, sql: str, *values: Any) -> Sequence[Row]:
         """See `models.statements.Database`; on a connection that nobody else uses."""
@@ -121,96 +111,39 @@ class BatchingClient(AsyncpgDBClient):
 
     async def fetch(self, sql: str, *values: Any) -> Sequence[Row]:
         """See `models.statements.Database`."""
-        with _translated():
-            async with self._acquired() as connection:
-                return await connection.fetch(sql, *values)
+        async with self._translating() as connection:
+            return await connection.fetch(sql, *values)
+
+    async def fetch_row(self, sql: str, *values: Any) -> Row | None:
+        """See `models.statements.Database`."""
+        return await self._reads.row(sql, values)
 
     async def execute_batch(self, statements: Sequence[Statement]) -> list[Any]:
         """See `models.statements.Database`."""
-        if not _are_apart(statements):
-            return await self._one_by_one(statements)
-        batch = Batch(statements, asyncio.get_running_loop().create_future())
-        if self._writers < MAX_WRITERS:
-            self._writers += 1
-            try:
-                return await self._at_once(statements)
-            finally:
-                self._hand_over()
-        self._waiting.setdefault(_shape(statements), []).append(batch)
-        return await batch.done
-
-    def _hand_over(self) -> None:
-        """Let those be written that came meanwhile."""
-        if self._waiting:
-            task = asyncio.create_task(self._write_waiting())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        else:
-            self._writers -= 1
-
-    async def _write_waiting(self) -> None:
-        try:
-            while self._waiting:
-                shape = next(iter(self._waiting))
-                batches = self._waiting.pop(shape)
-                if rest := batches[MAX_SHARED:]:
-                    self._waiting[shape] = rest  # behind those of other shapes
-                await self._write(shape, batches[:MAX_SHARED])
-        finally:
-            self._writers -= 1
-
-    async def _write(self, shape: Shape, batches: Sequence[Batch]) -> None:
-        """All of them in one transaction, or each by itself."""
-        if len(batches) > 1:
-            try:
-                results: Sequence[Any] = await self._together(shape, batches)
-            except Unavailable as error:
-                results = [error] * len(batches)
-            except Exception as error:  # noqa: BLE001 - each finds out by itself what is wrong
-                logger.debug("written one by one", batches=len(batches), error=repr(error))
-                results = ()
-            if results:
-                for batch, result in zip(batches, results, strict=True):
-                    batch.settle(result)
-                return
-        for batch in batches:
-            try:
-                batch.settle(await self._at_once(batch.statements))
-            except Exception as error:  # noqa: BLE001 - told to whoever waits
-                batch.settle(error)
-
-    async def _together(self, shape: Shape, batches: Sequence[Batch]) -> list[list[Any]]:
-        with _translated():
-            async with self._acquired() as connection:
-                values = [_values(batch.statements) for batch in batches]
-                rows = await connection.fetchmany(_combined(shape), values)
-        return [_told(shape, row) for row in rows]
-
-    async def _at_once(self, statements: Sequence[Statement]) -> list[Any]:
-        shape = _shape(statements)
-        with _translated():
-            async with self._acquired() as connection:
-                try:
-                    row = await connection.fetchrow(_combined(shape), *_values(statements))
-                except asyncpg.DivisionByZeroError:
-                    pass  # a guard missed; the way below finds out which
-                else:
-                    return _told(shape, row)
+        if _are_apart(statements):
+            shape = tuple((each.sql, each.guarded, each.returning) for each in statements)
+            values = [value for each in statements for value in each.values]
+            with suppress(asyncpg.DivisionByZeroError):  # a guard missed: the way below finds which
+                row = await self._writes.row(_combined(shape), values)
+                told = iter((row or ())[1:])
+                return [next(told) if each.returning else None for each in statements]
         return await self._one_by_one(statements)
 
     async def _one_by_one(self, statements: Sequence[Statement]) -> list[Any]:
-        with _translated():
-            async with self._acquired() as connection, _transaction(connection, "BEGIN"):
-                return [
-                    await _one(connection, index, each) for index, each in enumerate(statements)
-                ]
+        async with self._translating() as connection, _transaction(connection, "BEGIN"):
+            return [await _one(connection, index, each) for index, each in enumerate(statements)]
 
     @asynccontextmanager
     async def exclusive(self, key: int) -> AsyncGenerator[Connection]:
         """See `models.statements.Database`; an advisory lock keeps others out."""
         begin = f"BEGIN; {BY_INDEX}; SELECT pg_advisory_xact_lock({key})"
+        async with self._translating() as connection, _transaction(connection, begin):
+            yield connection
+
+    @asynccontextmanager
+    async def _translating(self) -> AsyncGenerator[Any]:
         with _translated():
-            async with self._acquired() as connection, _transaction(connection, begin):
+            async with self._acquired() as connection:
                 yield connection
 
     @asynccontextmanager
@@ -278,22 +211,8 @@ def _are_apart(statements: Sequence[Statement]) -> bool:
     return True
 
 
-def _shape(statements: Sequence[Statement]) -> Shape:
-    return tuple((each.sql, each.guarded, each.returning) for each in statements)
-
-
-def _values(statements: Sequence[Statement]) -> list[Any]:
-    return [value for each in statements for value in each.values]
-
-
-def _told(shape: Shape, row: Row) -> list[Any]:
-    """What each statement returned, by the row of all."""
-    told = iter(row[1:])
-    return [next(told) if returning else None for _, _, returning in shape]
-
-
 @lru_cache(maxsize=2000)
-def _combined(shape: Shape) -> str:
+def _combined(shape: tuple[tuple[str, bool, bool], ...]) -> str:
     """One statement of many; its first column is there for the guards alone."""
     parts: list[str] = []
     hits = ["1"]

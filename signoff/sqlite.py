@@ -33,7 +33,7 @@ from models.statements import (
     Unavailable,
     numbered,
 )
-from signoff.batches import Batch
+from signoff.pipeline import Asked
 
 T = TypeVar("T")
 
@@ -85,6 +85,11 @@ class DirectClient(SqliteClient):
 
         return await self._when_free(read)
 
+    async def fetch_row(self, sql: str, *values: Any) -> Row | None:
+        """See `models.statements.Database`."""
+        rows = await self.fetch(sql, *values)
+        return rows[0] if rows else None
+
     async def fetch_vital(self, sql: str, *values: Any) -> Sequence[Row]:
         """See `models.statements.Database`; nothing on this thread waits for anything else."""
         return await self.fetch(sql, *values)
@@ -104,7 +109,7 @@ class DirectClient(SqliteClient):
         batches = self._waiting[:MAX_BATCHES]
         try:
             with _translated(), _transaction(self._connected()) as connection:
-                results = [_apart(connection, batch.statements) for batch in batches]
+                results = [_apart(connection, batch.what) for batch in batches]
         except _Busy as error:
             self._give_up(loop.time(), error)
             if self._waiting:
@@ -180,7 +185,7 @@ class DirectClient(SqliteClient):
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch(Batch):
+class _Batch(Asked[Sequence[Statement], list[Any]]):
     deadline: float
 
 
