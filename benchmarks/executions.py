@@ -7,6 +7,7 @@ A server process as `signoff serve` runs it, an agent process on loopback that a
 once, deterministic criteria, requests over HTTP. Throughput: all jobs are created first, then
 executed with 50 requests at a time; the clock stops when the last one is COMPLETED. Latency:
 one execution at a time, from the sending of executeJob to the arrival at the agent.
+Then the same without HTTP and GraphQL: the services and their worker in this process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,20 @@ from typing import Any
 
 import aiohttp
 import orjson
+import uvloop
 from aiohttp import web
+
+from models import Job, JobStatus
+from services import agents, execution, jobs
+from services.actors import LOCAL_ADMIN
+from services.agents import SaveAgent
+from services.execution import ExecuteJob
+from services.jobs import CreateJob
+from services.runtime import Runtime
+from services.values import public_id
+from signoff import cli
+from signoff.settings import Settings
+from signoff.wiring import runtime
 
 AGENT_PORT, SERVER_PORT = 8391, 8392
 URL = f"http://127.0.0.1:{SERVER_PORT}"
@@ -163,7 +177,7 @@ async def measure(count: int) -> None:
             session,
             SAVE,
             input={
-                "name": "fast",
+                "name": f"fast {time.time()}",
                 "endpointUrl": f"http://127.0.0.1:{AGENT_PORT}/",
                 "maxConcurrency": 200,
             },
@@ -179,6 +193,50 @@ async def measure(count: int) -> None:
         print(f"accept to agent  {statistics.median(times):8.1f} ms p50, {times[-3]:.1f} ms p99")
 
 
+async def measure_alone(database_url: str | None, count: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, agent_process():
+        settings = Settings(
+            database_url=database_url or f"sqlite://{folder}/signoff.db",
+            key_file=Path(folder) / "signoff.key",
+        )
+        async with runtime(settings, allow_private_agents=True) as rt:
+            made = await made_alone(rt, count)
+            cli.keep_what_is_loaded()
+            runs = [await throughput_alone(rt, made[part::4]) for part in range(4)][1:]
+    each = ", ".join(f"{run:.0f}" for run in runs)
+    print(f"without HTTP     {max(runs):8.0f} /s   (runs {each})")
+
+
+async def made_alone(rt: Runtime, count: int) -> list[Job]:
+    url = f"http://127.0.0.1:{AGENT_PORT}/"
+    saved = await agents.save(
+        rt, SaveAgent(name=f"alone {time.time()}", endpoint_url=url, max_concurrency=200)
+    )
+    draft = {
+        "name": "benchmark",
+        "acceptance_criteria": {"items": [dict(each) for each in CRITERIA]},
+        "input": {"q": "how are you?"},
+        "assign": {"agent_id": public_id("agent", saved.agent.id)},
+    }
+    return [
+        await jobs.create(rt, LOCAL_ADMIN, CreateJob.model_validate(draft)) for _ in range(count)
+    ]
+
+
+async def throughput_alone(rt: Runtime, made: list[Job]) -> float:
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(job: Job) -> None:
+        async with gate:
+            await execution.execute(rt, LOCAL_ADMIN, ExecuteJob(id=job.id))
+
+    began = time.perf_counter()
+    await asyncio.gather(*[one(job) for job in made])
+    while await Job.filter(status=JobStatus.IN_EXECUTION).exists():
+        await asyncio.sleep(0.01)
+    return len(made) / (time.perf_counter() - began)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("database", nargs="?", help="postgres://… of an empty database")
@@ -186,6 +244,7 @@ def main() -> None:
     given = parser.parse_args()
     with running(given.database):
         asyncio.run(measure(given.count))
+    uvloop.run(measure_alone(given.database, given.count))
 
 
 if __name__ == "__main__":

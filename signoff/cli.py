@@ -136,7 +136,7 @@ async def _serving(settings: Settings, *, work: bool) -> None:
     app = create_app(settings, work=work)
     async with _listening(app, settings.host, settings.port) as port:
         await _announce(settings, app, port)
-        _keep_what_is_loaded()
+        keep_what_is_loaded()
         await _stopped()
         logger.info("stopping")
         app[HEALTH].stopping = True
@@ -251,13 +251,13 @@ async def _working(settings: Settings) -> None:
             port = await probes.enter_async_context(listening)
             print(f"  Health     http://{_reachable(settings.host)}:{port}/healthz")
         print("Signoff worker is ready.", flush=True)
-        _keep_what_is_loaded()
+        keep_what_is_loaded()
         await _stopped()
         logger.info("stopping")
         known.stopping = True
 
 
-def _keep_what_is_loaded() -> None:
+def keep_what_is_loaded() -> None:
     """Spare the collector what is there for good: to go through it stops the process for 70 ms.
 
     What a request leaves behind is mostly freed by counting, so the collector may look seldom.
