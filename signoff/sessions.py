@@ -68,6 +68,9 @@ class Sessions:
     _watch: asyncio.Task[None] | None = None
     _ends: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def start(self) -> None:
         self._watch = asyncio.create_task(self._watching())
 

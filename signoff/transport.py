@@ -42,7 +42,7 @@ class View:
     ) -> None:
         self._rt = rt
         self._gate = gate
-        self.sessions = sessions or Sessions(gate)
+        self.sessions = Sessions(gate) if sessions is None else sessions
         self._pages = pages or Pages()
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
