@@ -132,11 +132,11 @@ class Sessions:
         while True:
             await asyncio.sleep(self.watch_seconds)
             try:
-                await self._check()
+                await self.check()
             except Exception:
                 logger.exception("keys of open connections cannot be read; trying again")
 
-    async def _check(self) -> None:
+    async def check(self) -> None:
         """End the sessions whose credential is not what it was; one query for all of them."""
         held = [session for session in self._open if session.introduced]
         if not held:

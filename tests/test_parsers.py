@@ -36,9 +36,7 @@ FRAMES = JSON | st.fixed_dictionaries(
 TEXTS = (
     FRAMES.map(json.dumps)
     | st.text()
-    | st.builds(
-        "{}{}{}".format, st.text("[{:", max_size=2000), st.text(), st.text("]}", max_size=9)
-    )
+    | st.builds("{}{}{}".format, st.text("[{:", max_size=2000), st.text(), st.text("]}"))
     | st.integers(0, 60_000).map(lambda depth: '{"type":' * depth)
     | st.integers(1, 6_000).map(
         lambda digits: f'{{"type":"ping","payload":{{"x":{"9" * digits}}}}}'
@@ -57,14 +55,20 @@ def database_kind() -> str:
     return "sqlite"
 
 
+def understood(text: str) -> frames.Message | BadFrame:
+    try:
+        return frames.parsed(text)
+    except BadFrame as error:
+        return error
+
+
 @settings(max_examples=1000, deadline=None)
 @given(TEXTS)
 @example('{"type": "ping", "payload": {"x": "\\ud800", "n": 1234567890123456789}}')
 def test_a_frame_is_a_message_or_a_bad_frame(text: str) -> None:
-    try:
-        message = frames.parsed(text)
-    except BadFrame as error:
-        assert 1 <= len(frames.reason(str(error))) <= frames.MAX_REASON
+    message = understood(text)
+    if isinstance(message, BadFrame):
+        assert 1 <= len(frames.reason(str(message))) <= frames.MAX_REASON
         return
     assert isinstance(message, Init | Ping | Pong | Subscribe | Complete)
     if isinstance(message, Subscribe | Complete):
@@ -79,8 +83,7 @@ def test_a_frame_is_a_message_or_a_bad_frame(text: str) -> None:
 def test_a_body_is_an_operation_or_is_none(body: bytes) -> None:
     try:
         found = asked(decoded(body))
-    except NotAsked as error:
-        assert str(error)
+    except NotAsked:
         return
     assert isinstance(found, Asked)
     assert found.query

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError
@@ -137,7 +137,7 @@ async def test_all_keys_are_looked_at_in_one_query(
             await stack.enter_async_context(connected(client, bearer(key)))
         monkeypatch.setattr(sessions(client).gate, "current", seen)
         monkeypatch.setattr(sessions(client), "watch_seconds", 0.01)
-        await sessions(client)._check()
+        await sessions(client).check()
         assert asked == [{f"Bearer {key}" for key in made}]
 
 
@@ -148,7 +148,7 @@ async def test_many_keys_are_one_query(database_url: str) -> None:
     async def read() -> tuple[list[str], dict[str, str]]:
         statements: list[str] = []
         async with database.connected(database_url):
-            connection = cast("Any", connections.get("default"))._connection
+            connection = connections.get("default")._connection
             await connection.set_trace_callback(statements.append)
             found = await keys.viewers_of([*made, "signoff_wrong"])
             await connection.set_trace_callback(None)
