@@ -20,11 +20,9 @@ from signoff.auth import Gate
 from signoff.browsers import METHODS, Pages
 from signoff.event_streams import EventStream
 from signoff.media import Media, Wanted, wanted
-from signoff.refusals import JSON, Refused, failure, not_here
+from signoff.refusals import JSON, Refused, not_here, unauthenticated
 from signoff.sessions import SOON, Sessions, client_of
 from signoff.websocket import Socket
-
-__all__ = ["View", "failure"]
 
 READS = {OperationType.QUERY}
 CALLS = READS | {OperationType.MUTATION}
@@ -146,9 +144,3 @@ def _response(result: ExecutionResult, media: Media) -> web.Response:
         body=encoded(results.body(result)),
         headers={"Content-Type": f"{media}; charset=utf-8", "Cache-Control": "no-store"},
     )
-
-
-def unauthenticated(error: Unauthenticated, content_type: str = JSON) -> web.Response:
-    response = failure(401, str(error), error.code, content_type)
-    response.headers["WWW-Authenticate"] = "Bearer"
-    return response
