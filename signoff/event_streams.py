@@ -14,7 +14,7 @@ from schema.failures import shown
 from services.errors import Unauthenticated
 from signoff.asked import encoded
 from signoff.results import NotExecuted
-from signoff.sessions import FORBIDDEN
+from signoff.sessions import CLOSE_SECONDS, FORBIDDEN
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -43,16 +43,27 @@ class EventStream:
         beating = asyncio.create_task(self._beat())
         try:
             await asyncio.wait({sending, beating, self._ended}, return_when=FIRST)
-            if self._ended.done():
-                await _cancelled(sending)
-                await self._write(self._ended.result())
-            with suppress(ConnectionError):
-                await self._response.write_eof()
-        finally:
             await _cancelled(beating)
             await _cancelled(sending)
+            await self._finish(request)
+        finally:
+            beating.cancel()
+            sending.cancel()
             self._done.set()
         return self._response
+
+    async def _finish(self, request: web.Request) -> None:
+        """Who does not read is cut off."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if self._ended.done():
+                    await self._response.write(self._ended.result())
+                await self._response.write_eof()
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:
+            pass  # it is gone
 
     async def end(self, code: int, reason: str) -> None:
         """Who may not listen any more is told so; else it breaks off, to be resumed elsewhere."""
@@ -79,10 +90,6 @@ class EventStream:
             while True:
                 await asyncio.sleep(HEARTBEAT_SECONDS)
                 await self._response.write(PING)
-
-    async def _write(self, data: bytes) -> None:
-        with suppress(ConnectionError):
-            await self._response.write(data)
 
 
 FIRST = asyncio.FIRST_COMPLETED

@@ -165,7 +165,7 @@ def client_of(
 async def _ended(session: Session, code: int, reason: str) -> None:
     """A client that does not read does not hold up the end of its connection."""
     with suppress(TimeoutError, ConnectionError):
-        async with asyncio.timeout(CLOSE_SECONDS):
+        async with asyncio.timeout(2 * CLOSE_SECONDS):
             await session.end(code, reason)
 
 

@@ -92,7 +92,7 @@ class Socket:
         if not self._ws.prepared:
             return
         with suppress(ConnectionError, TimeoutError):
-            async with asyncio.timeout(2 * CLOSE_SECONDS):  # who does not read is cut off
+            async with asyncio.timeout(CLOSE_SECONDS):  # who does not read is cut off
                 await self._ws.close(code=code, message=frames.reason(reason))
 
     async def _converse(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,34 @@ async def test_a_stop_closes_all_at_once_and_takes_no_more(client: Client) -> No
             assert (got.status, got.headers["Retry-After"]) == (503, "1")
         assert await gql(client, VIEWER) == {"viewer": {"id": "local"}}
     assert len(sessions(client)) == 0
+
+
+LARGE = "{ jobs(first: 10) { nodes { input } } }"
+
+
+@asynccontextmanager
+async def deaf(client: Client, transport: str) -> AsyncGenerator[None]:
+    """A client that asks for megabytes and reads none of them, its buffers full."""
+    async with AsyncExitStack() as stack:
+        if transport == "websocket":
+            socket = await stack.enter_async_context(connected(client))
+            await socket.subscribe(LARGE)
+            response: Any = socket.ws._response
+        else:
+            stream = await stack.enter_async_context(streaming(client, LARGE))
+            response = stream.response
+        transport_of = response.connection.transport
+        transport_of.pause_reading()
+        yield
+        transport_of.abort()
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+async def test_who_does_not_read_is_cut_off_all_the_same(client: Client, transport: str) -> None:
+    for _ in range(10):
+        await new_job(client, input={"x": "y" * 900_000})
+    async with deaf(client, transport):
+        assert len(sessions(client)) == 1
+        await sessions(client).stop()
+        await holds(lambda: len(sessions(client)) == 0)
+    assert await gql(client, VIEWER) == {"viewer": {"id": "local"}}
