@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError
@@ -250,7 +250,7 @@ async def deaf(client: Client, transport: str) -> AsyncGenerator[None]:
         if transport == "websocket":
             socket = await stack.enter_async_context(connected(client))
             await socket.subscribe(LARGE)
-            response: Any = socket.ws._response
+            response: Any = cast("Any", socket.ws)._response
         else:
             stream = await stack.enter_async_context(streaming(client, LARGE))
             response = stream.response
