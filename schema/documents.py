@@ -6,9 +6,10 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any
 
-from graphql import DocumentNode, GraphQLError
+from graphql import DocumentNode, GraphQLError, OperationDefinitionNode
 from strawberry.extensions import SchemaExtension
 from strawberry.extensions.runner import SchemaExtensionsRunner
+from strawberry.schema.exceptions import CannotGetOperationTypeError
 from strawberry.types import ExecutionContext
 
 Checked = tuple[DocumentNode, list[GraphQLError]]
@@ -37,10 +38,15 @@ class Steps(SchemaExtensionsRunner):
         return NOTHING
 
     def parsing(self) -> Any:
-        """Leaves what cannot be parsed to the parser proper, which is next: it tells why."""
+        """Leaves what cannot be parsed to the parser proper, which is next: it tells why.
+
+        Of several operations none is the first: which one has to be said.
+        """
         context = self.execution_context
         with suppress(GraphQLError):
             context.graphql_document, self._problems = self._checked(context.query or "")
+            if _name_of(context) is None and _several(context.graphql_document):
+                raise CannotGetOperationTypeError(None)
         return NOTHING
 
     def validation(self) -> Any:
@@ -50,3 +56,13 @@ class Steps(SchemaExtensionsRunner):
 
     def on_stream_result(self, result: object) -> Any:
         return NOTHING
+
+
+def _name_of(context: ExecutionContext) -> str | None:
+    """As the request has it; `operation_name` falls back on the first operation's."""
+    return context._provided_operation_name  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def _several(document: DocumentNode) -> bool:
+    found = (each for each in document.definitions if isinstance(each, OperationDefinitionNode))
+    return next(found, None) is not None and next(found, None) is not None
