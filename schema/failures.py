@@ -8,7 +8,9 @@ from collections.abc import Mapping
 
 import structlog
 from graphql import GraphQLError
+from strawberry.exceptions import MissingQueryError
 from strawberry.pydantic import InputValidationError
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 
 from models.statements import Unavailable
 from services.errors import DatabaseUnavailable, ErrorCode, InvalidInput, RateLimited, SignoffError
@@ -16,6 +18,7 @@ from services.errors import DatabaseUnavailable, ErrorCode, InvalidInput, RateLi
 logger = structlog.get_logger(__name__)
 
 MAX_ERRORS = 100
+NO_OPERATION = (CannotGetOperationTypeError, InvalidOperationTypeError, MissingQueryError)
 HINT = re.compile(r" Did you mean .*\?\Z", re.DOTALL)
 
 
@@ -47,8 +50,8 @@ def shown(error: GraphQLError) -> GraphQLError:
     if isinstance(cause, InputValidationError):
         problems = [{"path": e.location, "message": e.message} for e in cause.errors]
         return _with(error, str(cause), {"fields": problems}, ErrorCode.VALIDATION)
-    if isinstance(cause, GraphQLError):
-        return _with(error, error.message, {}, "GRAPHQL_ERROR")
+    if isinstance(cause, (GraphQLError, *NO_OPERATION)):
+        return _with(error, _why_not(error, cause), {}, "GRAPHQL_ERROR")
     error_id = secrets.token_hex(8)
     logger.error("unexpected error", error_id=error_id, path=error.path, exc_info=cause)
     message = f"Something went wrong on our side; the server's log has it as {error_id}."
@@ -61,6 +64,16 @@ def _data(cause: SignoffError) -> dict[str, object]:
     if isinstance(cause, RateLimited):
         return {"retryAfter": cause.retry_after}
     return {}
+
+
+def _why_not(error: GraphQLError, cause: Exception) -> str:
+    if isinstance(cause, GraphQLError):
+        return error.message
+    if not isinstance(cause, CannotGetOperationTypeError):
+        return "There is no operation of a kind that can be done here."
+    if cause.operation_name is None:
+        return "Say by operationName which: the document has several operations, or none."
+    return f"The document has no operation “{cause.operation_name}”."
 
 
 def _with(

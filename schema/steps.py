@@ -9,6 +9,7 @@ from typing import Any, NoReturn, cast
 from graphql import GraphQLError
 from strawberry.extensions import SchemaExtension
 from strawberry.extensions.runner import SchemaExtensionsRunner
+from strawberry.schema.exceptions import CannotGetOperationTypeError
 from strawberry.types import ExecutionContext
 from strawberry.types.graphql import OperationType
 
@@ -41,6 +42,7 @@ class Steps(SchemaExtensionsRunner):
         return NOTHING
 
     def parsing(self) -> Any:
+        """Of several operations none is the first: which one has to be said."""
         running = self.execution_context
         try:
             checked = self._found(running.query or "")
@@ -50,6 +52,8 @@ class Steps(SchemaExtensionsRunner):
         running.graphql_document = checked.document
         running.pre_execution_errors = list(checked.problems)
         self._operations = checked.operations
+        if len(checked.operations) > 1 and _name_of(running) is None:
+            raise CannotGetOperationTypeError(None)
         return NOTHING
 
     def validation(self) -> Any:
@@ -115,6 +119,11 @@ class Steps(SchemaExtensionsRunner):
     def _context(self) -> Context | None:
         """None where the program asks itself, such as for the whole schema."""
         return self.execution_context.context
+
+
+def _name_of(context: ExecutionContext) -> str | None:
+    """As the request has it; `operation_name` falls back on the first operation's."""
+    return context._provided_operation_name  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def _told(error: GraphQLError | SignoffError) -> GraphQLError:

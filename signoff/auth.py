@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -39,7 +39,7 @@ class Gate:
         if authorization is not None:
             if not authorization.lower().startswith(BEARER):
                 raise Unauthenticated("Send the API key as “Authorization: Bearer signoff_…”.")
-            return await keys.viewer_of(authorization[len(BEARER) :].strip())
+            return await keys.viewer_of(_key_in(authorization))
         if await self._locked():
             raise Unauthenticated("Send an API key as “Authorization: Bearer signoff_…”.")
         proxied = any(name in headers for name in PROXY_HEADERS)
@@ -50,6 +50,20 @@ class Gate:
             "make a key with “signoff keys create”."
         )
 
+    async def current(self, credentials: Collection[str | None]) -> dict[str | None, Viewer]:
+        """Those of these credentials that are good now, and whom they stand for.
+
+        None is the lack of one. One query for all of them.
+        """
+        texts = {each: _key_in(each) for each in credentials if each is not None}
+        viewers = await keys.viewers_of(set(texts.values()))
+        found: dict[str | None, Viewer] = {
+            each: viewers[text] for each, text in texts.items() if text in viewers
+        }
+        if None in credentials and not await self._locked():
+            found[None] = LOCAL_ADMIN
+        return found
+
     async def _locked(self) -> bool:
         """Whether there is any key; once there was one, there is no way back."""
         now = time.monotonic()
@@ -57,6 +71,10 @@ class Gate:
             self._keys_made = await keys.any_made()
             self._looked_at = now
         return self._keys_made
+
+
+def _key_in(authorization: str) -> str:
+    return authorization[len(BEARER) :].strip()
 
 
 @lru_cache(maxsize=1000)
@@ -73,17 +91,5 @@ def is_loopback(host: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def same_origin(headers: Mapping[str, str]) -> bool:
-    """Whether a request comes from a page of ours, or from no page at all."""
-    site = headers.get("Sec-Fetch-Site")
-    if site is not None and site not in ("same-origin", "none"):
-        return False
-    origin = headers.get("Origin")
-    try:
-        return origin is None or urlsplit(origin).netloc == headers.get("Host")
     except ValueError:
         return False

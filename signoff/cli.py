@@ -22,11 +22,12 @@ from models import Role
 from services import keys
 from services.errors import SignoffError
 from signoff import database, demo, logs, sample
-from signoff.app import RUNTIME, allows_private_agents, create_app, create_probes
+from signoff.app import RUNTIME, VIEW, allows_private_agents, create_app, create_probes
 from signoff.auth import is_loopback
 from signoff.database import DatabaseUnavailable
 from signoff.demo import DemoFailed
 from signoff.health import HEALTH, Health
+from signoff.listening import listening
 from signoff.otel import BadTraceSettings
 from signoff.settings import Settings, variable
 from signoff.wiring import BadSettings, runtime
@@ -138,25 +139,19 @@ async def _serving(settings: Settings, *, work: bool) -> None:
         await _stopped()
         logger.info("stopping")
         app[HEALTH].stopping = True
+        await app[VIEW].sessions.stop()
         await app[RUNTIME].engine.stop(settings.shutdown_seconds)
 
 
 @asynccontextmanager
 async def _listening(app: web.Application, host: str, port: int) -> AsyncGenerator[int]:
     """Serve `app` meanwhile; yields the port, which was to be chosen if it is 0."""
-    runner = web.AppRunner(
-        app, access_log=None, shutdown_timeout=3, auto_decompress=False, lingering_time=1
-    )
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
+    async with AsyncExitStack() as stack:
         try:
-            await site.start()
+            bound = await stack.enter_async_context(listening(app, host, port))
         except OSError as error:
             raise Refused(_no_address(host, port, error)) from None
-        yield site.port
-    finally:
-        await runner.cleanup()
+        yield bound
 
 
 def _no_address(host: str, port: int, error: OSError) -> str:

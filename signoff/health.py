@@ -19,8 +19,8 @@ from models import migrations
 from services.errors import ErrorCode, Unauthenticated
 from services.runtime import Runtime
 from signoff.auth import Gate, is_loopback
+from signoff.refusals import failure
 from signoff.settings import Settings
-from signoff.transport import failure
 
 logger = structlog.get_logger(__name__)
 

@@ -18,7 +18,8 @@ from services.agent_http import BadSignature
 from services.agents import SaveAgent
 from services.runtime import Runtime
 from services.values import RawJson
-from signoff.transport import failure
+from signoff.asked import body_of
+from signoff.refusals import failure
 
 PATH = "/sample-agent"
 NAME = "Sample agent"
@@ -39,7 +40,7 @@ def endpoint(rt: Callable[[], Runtime]) -> Callable[[web.Request], Awaitable[web
         agent = await Agent.get_or_none(name=NAME)
         if agent is None:
             raise web.HTTPNotFound
-        body = await request.read()
+        body = await body_of(request)
         secret = rt().vault.open(agent.signing_secret_sealed)
         try:
             agent_http.verify(secret, request.headers, body, now=datetime.now(UTC).timestamp())

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
-from pydantic import AliasChoices, Field, SecretStr, StringConstraints, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 DEFAULT_DATABASE = "sqlite://signoff.db"
 
 
@@ -34,6 +44,24 @@ class Settings(BaseSettings):
     )
     metrics_open: bool = Field(
         default=False, description="Show `/metrics` to everybody who can reach the port."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins of other sites whose pages may use `/graphql`, such as "
+        "`https://app.example`; several with commas between.",
+    )
+    max_client_connections: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="WebSockets and event streams of one user, or of one address without a key, "
+        "that one server keeps open.",
+    )
+    max_client_operations: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="Operations under way on them.",
     )
     secret_key: SecretStr | None = Field(
         default=None,
@@ -197,6 +225,17 @@ class Settings(BaseSettings):
         description="DEBUG, INFO, WARNING or ERROR.",
     )
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _exact_origins(cls, given: object) -> object:
+        """As browsers write them; there is no way to say “all”."""
+        listed = given.split(",") if isinstance(given, str) else given
+        origins = [str(each).strip() for each in cast("Iterable[object]", listed)]
+        for origin in filter(None, origins):
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"“{origin}” is no origin such as https://app.example")
+        return tuple(filter(None, origins))
+
     @model_validator(mode="after")
     def _lease_outlives_delays(self) -> Self:
         """A worker that is alive must not lose its lease to a late heartbeat or two."""
@@ -221,6 +260,6 @@ def table() -> str:
     """The settings as a Markdown table."""
     lines = ["| variable | default | what it does |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f"`{field.default}`"
+        default = "" if field.default in (None, ()) else f"`{field.default}`"
         lines.append(f"| `{variable(name)}` | {default} | {field.description} |")
     return "\n".join(lines) + "\n"

@@ -80,8 +80,8 @@ async def test_a_get_may_query_but_never_change(client: Client) -> None:
     given = {"input": {"name": "x", "acceptanceCriteria": {"text": "y"}}}
     params = {"query": mutation("createJob"), "variables": json.dumps(given)}
     async with client.get("/graphql", params=params) as got:
-        assert (got.status, got.content_type) == (400, "application/json")
-        assert code(await got.json())
+        assert (got.status, got.content_type) == (405, "application/json")
+        assert (got.headers["Allow"], code(await got.json())) == ("POST", "HTTP_405")
     both = {
         "query": f"query A {{ viewer {{ id }} }} {mutation('createJob')}",
         "operationName": "B",
@@ -89,7 +89,7 @@ async def test_a_get_may_query_but_never_change(client: Client) -> None:
     }
     both["query"] = both["query"].replace("mutation(", "mutation B(")
     async with client.get("/graphql", params=both) as got:
-        assert got.status == 400
+        assert got.status == 405
     assert (await gql(client, "{ jobs { totalCount } }"))["jobs"]["totalCount"] == 0
 
 
@@ -197,7 +197,7 @@ async def test_members_of_a_wrong_type_are_a_client_error(client: Client) -> Non
 async def test_a_member_of_a_wrong_type_is_named(client: Client) -> None:
     for name, what in (("query", "a string"), ("variables", "an object")):
         status, body = await sent(client, json.dumps({"query": "{ viewer { id } }", name: [1]}))
-        message = f"The GraphQL operation's `{name}` must be {what} or null, if provided."
+        message = f"The operation's `{name}` must be {what} or null, if provided."
         assert (status, body["errors"][0]["message"]) == (400, message)
 
 
