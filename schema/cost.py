@@ -93,14 +93,13 @@ def evaluate(term: Term, steps: list[Step], given: Given) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PageSize:
-    """How long a page may be: a number, or the variable or argument default that says so.
+    """How long a page may be: a number, or the variable that says so.
 
     What is out of range is refused when the page is read.
     """
 
     first: str | int | None = None
     last: str | int | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __call__(self, given: Given) -> int:
         for named in (self.last, self.first):

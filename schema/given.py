@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
-from graphql import GraphQLInputType, get_nullable_type, is_input_object_type, is_list_type
+from graphql import GraphQLInputObjectType, GraphQLList, GraphQLNonNull
 
 from schema.limits import MAX_INPUT_DEPTH, MAX_INPUT_VALUES
 from services.errors import InvalidInput
@@ -39,16 +39,18 @@ class Shapes:
 
     _known: dict[str, Shape] = field(default_factory=dict[str, Shape])
 
-    def of(self, type_: GraphQLInputType) -> Shape:
-        found: Any = get_nullable_type(cast("Any", type_))
-        if is_list_type(found):
-            return Shape(item=self.of(found.of_type), is_list=True)
-        if not is_input_object_type(found):
+    def of(self, type_: Any) -> Shape:
+        """Of an input type, as graphql-core has it."""
+        if isinstance(type_, GraphQLNonNull):
+            return self.of(cast("Any", type_).of_type)
+        if isinstance(type_, GraphQLList):
+            return Shape(item=self.of(cast("Any", type_).of_type), is_list=True)
+        if not isinstance(type_, GraphQLInputObjectType):
             return LEAF
-        shape = self._known.get(found.name)
+        shape = self._known.get(type_.name)
         if shape is None:
-            shape = self._known[found.name] = Shape(fields={}, is_filter=found.name in FILTERS)
-            every = {name: self.of(each.type) for name, each in found.fields.items()}
+            shape = self._known[type_.name] = Shape(fields={}, is_filter=type_.name in FILTERS)
+            every = {name: self.of(each.type) for name, each in type_.fields.items()}
             shape.fields = {name: each for name, each in every.items() if not each.is_leaf}
         return shape
 

@@ -21,7 +21,7 @@ class Limits:
     max_tokens: int = 1_000
     max_depth: int = 15
     max_aliases: int = 50
-    max_root_fields: int = 20
+    max_root_fields: int = 50
     max_directives: int = 50
     max_filters: int = 200
     max_cost: int = 30_000

@@ -15,19 +15,22 @@ from graphql import (
     FragmentSpreadNode,
     GraphQLArgument,
     GraphQLField,
+    GraphQLList,
     GraphQLNamedType,
+    GraphQLNonNull,
     GraphQLSchema,
     InlineFragmentNode,
+    ListTypeNode,
+    NamedTypeNode,
+    NonNullTypeNode,
     OperationDefinitionNode,
     SelectionNode,
     SelectionSetNode,
+    TypeNode,
     ValueNode,
     VariableNode,
     get_named_type,
-    get_nullable_type,
     is_leaf_type,
-    is_list_type,
-    type_from_ast,
     value_from_ast_untyped,
 )
 
@@ -180,11 +183,18 @@ class Pass:
     def _shapes(self, node: OperationDefinitionNode) -> dict[str, Shape]:
         found: dict[str, Shape] = {}
         for each in node.variable_definitions or ():
-            type_: Any = type_from_ast(self.reader.schema, each.type)
-            shape = LEAF if type_ is None else self.reader.shapes.of(type_)
+            shape = self._shape(each.type)
             if not shape.is_leaf:
                 found[each.variable.name.value] = shape
         return found
+
+    def _shape(self, node: TypeNode) -> Shape:
+        if isinstance(node, NonNullTypeNode):
+            return self._shape(node.type)
+        if isinstance(node, ListTypeNode):
+            return Shape(item=self._shape(node.type), is_list=True)
+        name = cast("NamedTypeNode", node).name.value
+        return self.reader.shapes.of(self.reader.schema.get_type(name))
 
     def _defaults(self, node: OperationDefinitionNode) -> dict[str, Any]:
         return {
@@ -240,7 +250,7 @@ class Pass:
                 f"times “{response}” in one place", names[response], MAX_REPEATS, nodes=[node]
             )
         definition = self._definition(name, parent)
-        type_ = get_named_type(definition.type) if definition else None
+        type_ = _named(definition) if definition else None
         inner = self._measure(node.selection_set, type_, {}, directives)
         once = each = NOTHING
         if _is_connection(parent) and name in ITEMS:
@@ -270,7 +280,7 @@ class Pass:
         """Of a field with all that is in it."""
         if definition is None or parent is None:
             return Term(1)
-        type_ = get_named_type(definition.type)
+        type_ = _named(definition)
         if parent.name.startswith("__") or type_.name.startswith("__"):
             return self._introspection(node.name.value, definition, inner)
         parts = self._arguments(node, definition)
@@ -287,15 +297,17 @@ class Pass:
 
     def _introspection(self, name: str, definition: GraphQLField, inner: Measure) -> Term:
         """Leaves cost nothing, since their objects are small; lists are as long as they are."""
-        if is_leaf_type(get_named_type(definition.type)) or name == "ofType":
+        if is_leaf_type(_named(definition)) or name == "ofType":
             return NOTHING
         times = self.reader.sizes.get(name, 1)
         return self.sums.total(times, [(times, inner.once)])
 
     def _length(self, name: str, definition: GraphQLField, parent: GraphQLNamedType) -> int:
-        if is_leaf_type(get_named_type(definition.type)):
+        if is_leaf_type(_named(definition)):
             return 1
-        if not is_list_type(get_nullable_type(cast("Any", definition.type))):
+        type_: Any = definition.type
+        nullable = type_.of_type if isinstance(type_, GraphQLNonNull) else type_
+        if not isinstance(nullable, GraphQLList):
             return 1
         return cost.LISTS.get((parent.name, name), cost.LIST)
 
@@ -303,7 +315,7 @@ class Pass:
         """Input objects and listed values, in the document and in variables."""
         parts: list[tuple[Factor, Term]] = []
         for each in node.arguments or ():
-            argument = cast("GraphQLArgument | None", definition.args.get(each.name.value))
+            argument = definition.args.get(each.name.value)
             shape = self.reader.shapes.of(argument.type) if argument else LEAF
             if shape.is_leaf:
                 continue
@@ -335,6 +347,10 @@ def _sum(numbers: Any) -> int:
     return min(CEILING, sum(numbers))
 
 
+def _named(field: GraphQLField) -> GraphQLNamedType:
+    return get_named_type(cast("Any", field.type))
+
+
 def _is_connection(type_: GraphQLNamedType | None) -> bool:
     return type_ is not None and type_.name.endswith(CONNECTION)
 
@@ -347,7 +363,7 @@ def _page(node: FieldNode, definition: GraphQLField) -> Factor:
         for name in ("first", "last")
         if name in definition.args
     }
-    size = PageSize(**ends)
+    size = PageSize(ends.get("first"), ends.get("last"))
     return size(Given({}, {})) if size.is_fixed else size
 
 

@@ -129,7 +129,10 @@ class Settings(BaseSettings):
         description="For how long; doubles each time in a row, up to 10 minutes.",
     )
     max_document_chars: int = Field(
-        default=65_536, ge=1000, le=2_097_152, description="Longest GraphQL document, in characters."
+        default=65_536,
+        ge=1000,
+        le=2_097_152,
+        description="Longest GraphQL document.",
     )
     max_tokens: int = Field(
         default=1_000, ge=200, le=20_000, description="Words and signs of a document, at most."
@@ -139,7 +142,7 @@ class Settings(BaseSettings):
     )
     max_aliases: int = Field(default=50, ge=0, le=10_000, description="Aliases of an operation.")
     max_root_fields: int = Field(
-        default=20, ge=1, le=1_000, description="Root fields of an operation."
+        default=50, ge=1, le=1_000, description="Root fields of an operation."
     )
     max_directives: int = Field(
         default=50, ge=0, le=10_000, description="Directives of an operation."
