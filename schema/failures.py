@@ -19,12 +19,13 @@ logger = structlog.get_logger(__name__)
 
 MAX_ERRORS = 100
 NO_OPERATION = (CannotGetOperationTypeError, InvalidOperationTypeError, MissingQueryError)
-HINT = re.compile(r" Did you mean .*\?\Z", re.DOTALL)
+HINT = re.compile(r" Did you mean [^?]*\?")
 
 
 def without_hint(error: GraphQLError) -> GraphQLError:
     """A mistake in a document or its variables, without names that the caller did not write."""
-    if error.original_error is not None:
+    cause = error.original_error
+    if cause is not None and not isinstance(cause, GraphQLError):
         return error
     return GraphQLError(
         HINT.sub("", error.message),
@@ -32,6 +33,7 @@ def without_hint(error: GraphQLError) -> GraphQLError:
         source=error.source,
         positions=error.positions,
         path=error.path,
+        original_error=cause,
         extensions=error.extensions,
     )
 

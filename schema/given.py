@@ -79,6 +79,7 @@ def count(shape: Shape, value: Any, name: str, room: Room) -> int:
     What does not fit its type is not counted: it is refused anyway.
     """
     before = room.values
+    room.take(1, shape.is_filter, (name,))
     level: list[Value] = [(shape, value, (name,))]
     for _ in range(MAX_INPUT_DEPTH):
         level = [below for each in level for below in _inside(*each, room)]
@@ -89,25 +90,25 @@ def count(shape: Shape, value: Any, name: str, room: Room) -> int:
 
 def _inside(shape: Shape, value: Any, path: Path, room: Room) -> list[Value]:
     if shape.is_list:
+        item = shape.item or LEAF
         items = cast("list[Any]", value) if isinstance(value, list) else [value]
-        room.take(len(items), 0, path)
-        return _items(shape.item or LEAF, items, path)
+        room.take(len(items), len(items) if item.is_filter else 0, path)
+        return [] if item.is_leaf else [(item, each, (*path, i)) for i, each in enumerate(items)]
     if isinstance(value, Mapping):
-        room.take(1, shape.is_filter, path)
-        return _members(shape.fields or {}, cast("Mapping[str, Any]", value), path)
+        return _members(shape.fields or {}, cast("Mapping[str, Any]", value), path, room)
     return []
 
 
-def _items(item: Shape, items: list[Any], path: Path) -> list[Value]:
-    return [] if item.is_leaf else [(item, each, (*path, i)) for i, each in enumerate(items)]
-
-
-def _members(fields: dict[str, Shape], given: Mapping[str, Any], path: Path) -> list[Value]:
-    return [
+def _members(
+    fields: dict[str, Shape], given: Mapping[str, Any], path: Path, room: Room
+) -> list[Value]:
+    found = [
         (fields[name], each, (*path, name))
         for name, each in given.items()
         if each is not None and name in fields
     ]
+    room.take(len(found), sum(shape.is_filter for shape, _, _ in found), path)
+    return found
 
 
 def refused(path: Path, message: str) -> InvalidInput:

@@ -18,7 +18,7 @@ class Limits:
     """Of each document and its operations; `introspection` None is for nobody."""
 
     max_document_chars: int = 65_536
-    max_tokens: int = 1_000
+    max_tokens: int = 2_000
     max_depth: int = 15
     max_aliases: int = 50
     max_root_fields: int = 50
@@ -33,7 +33,8 @@ MAX_REPEATS = 30
 """Of one response name in a selection: each is compared with each."""
 MAX_INPUT_VALUES = 2_000
 """Input objects and listed values in one variable or argument, JSON aside."""
-MAX_INPUT_DEPTH = 20
+MAX_INPUT_DEPTH = 40
+"""Of objects and lists: more than any input needs, and less than recursion can take."""
 
 
 def may_introspect(limits: Limits, viewer: Viewer) -> bool:

@@ -135,7 +135,7 @@ class Settings(BaseSettings):
         description="Longest GraphQL document.",
     )
     max_tokens: int = Field(
-        default=1_000, ge=200, le=20_000, description="Words and signs of a document, at most."
+        default=2_000, ge=200, le=20_000, description="Words and signs of a document, at most."
     )
     max_depth: int = Field(
         default=15, ge=15, le=100, description="Fields within fields; GraphiQL needs 15."

@@ -45,7 +45,7 @@ class View:
     ) -> None:
         self._rt = rt
         self._guard = guard or Guard()
-        self._attempts = Attempts(gate, failures or Rates())
+        self._attempts = Attempts(gate, Rates() if failures is None else failures)
         self.sessions = sessions or Sessions(gate)
         self._pages = pages or Pages()
 
