@@ -53,8 +53,7 @@ class Documents:
         """What need not be checked again. Raises `GraphQLError` for what is never taken."""
         if self.trusted is not None:
             return self._trusted(self.trusted, text)
-        if len(text) > self.limits.max_document_chars:
-            raise exceeded("characters", len(text), self.limits.max_document_chars)
+        self._hold(text)
         if text in self._kept:
             self._kept.move_to_end(text)
             return self._kept[text]
@@ -84,7 +83,12 @@ class Documents:
             raise problem
         return checked
 
+    def _hold(self, text: str) -> None:
+        if len(text) > self.limits.max_document_chars:
+            raise exceeded("characters", len(text), self.limits.max_document_chars)
+
     def _checked(self, text: str) -> Checked:
+        self._hold(text)
         document = parse(text, max_lexical_tokens=self.limits.max_tokens, max_comments=MAX_COMMENTS)
         try:
             operations = self._reader.read(document)
