@@ -6,16 +6,25 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from graphql import DocumentNode, GraphQLError, GraphQLSchema, parse, specified_rules
+from graphql import (
+    DocumentNode,
+    GraphQLError,
+    GraphQLSchema,
+    GraphQLSyntaxError,
+    parse,
+    specified_rules,
+)
 from strawberry.schema.schema import validate_document
 
-from schema.limits import Limits, exceeded
+from schema.limits import Limits, exceeded, too_much
 from schema.plans import Operation, Reader
 from services.errors import ErrorCode, SignoffError
 
 BYTES_A_CHARACTER = 300
 """What a parsed document takes for each character of its text, about."""
 MAX_COMMENTS = 1000
+BEYOND = "Document contains more than"
+"""How the parser begins to tell of a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +98,22 @@ class Documents:
 
     def _checked(self, text: str) -> Checked:
         self._hold(text)
-        document = parse(text, max_lexical_tokens=self.limits.max_tokens, max_comments=MAX_COMMENTS)
+        document = self._parsed(text)
         try:
             operations = self._reader.read(document)
         except SignoffError as error:
             raise GraphQLError(str(error), original_error=error) from None
         problems = validate_document(self.schema, document, tuple(specified_rules))
         return Checked(document, problems, operations)
+
+    def _parsed(self, text: str) -> DocumentNode:
+        most = self.limits.max_tokens
+        try:
+            return parse(text, max_lexical_tokens=most, max_comments=MAX_COMMENTS)
+        except GraphQLSyntaxError as error:
+            if BEYOND not in error.message:
+                raise
+            raise too_much(error) from None
 
     def _keep(self, text: str, checked: Checked) -> None:
         self._kept[text] = checked

@@ -59,3 +59,13 @@ def exceeded(
         nodes=list(nodes) or None,
         extensions={"code": code, "requested": requested, "maximum": maximum},
     )
+
+
+def too_much(error: GraphQLError) -> GraphQLError:
+    """A limit that the parser found exceeded."""
+    return GraphQLError(
+        error.message.removeprefix("Syntax Error: "),
+        source=error.source,
+        positions=error.positions,
+        extensions={"code": ErrorCode.LIMIT_EXCEEDED},
+    )
