@@ -19,7 +19,7 @@ from models import migrations
 from services.errors import ErrorCode, Unauthenticated
 from services.runtime import Runtime
 from signoff.auth import Gate, is_loopback
-from signoff.refusals import failure
+from signoff.refusals import failure, unauthenticated
 from signoff.settings import Settings
 
 logger = structlog.get_logger(__name__)
@@ -134,9 +134,7 @@ async def _refusal(health: Health, request: web.Request) -> web.Response | None:
     try:
         viewer = await health.gate.viewer(request.headers.get("Authorization"), request.headers)
     except Unauthenticated as error:
-        response = failure(401, str(error), error.code)
-        response.headers["WWW-Authenticate"] = "Bearer"
-        return response
+        return unauthenticated(error)
     except Exception:
         logger.exception("keys cannot be read")
         return failure(503, SILENT, ErrorCode.UNAVAILABLE)

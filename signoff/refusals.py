@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import orjson
 from aiohttp import web
 
-from services.errors import ErrorCode
+from services.errors import ErrorCode, RateLimited, Unauthenticated
 
 JSON = "application/json"
 
@@ -55,3 +55,15 @@ def failure(status: int, message: str, code: str, content_type: str = JSON) -> w
         body=orjson.dumps(body),
         headers={"Content-Type": f"{content_type}; charset=utf-8"},
     )
+
+
+def unauthenticated(error: Unauthenticated, content_type: str = JSON) -> web.Response:
+    response = failure(401, str(error), error.code, content_type)
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def throttled(error: RateLimited, content_type: str = JSON) -> web.Response:
+    response = failure(429, str(error), error.code, content_type)
+    response.headers["Retry-After"] = str(error.retry_after)
+    return response

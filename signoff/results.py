@@ -50,9 +50,10 @@ async def stream(guard: Guard, context: Context, asked: Asked) -> AsyncGenerator
 
 
 def _executed(result: object) -> dict[str, Any]:
-    if isinstance(result, PreExecutionError):
-        raise NotExecuted(result.errors or [])
-    return body(cast("ExecutionResult", result))  # @defer and @stream are not in the schema
+    told = cast("ExecutionResult", result)  # @defer and @stream are not in the schema
+    if not_executed(told):
+        raise NotExecuted(told.errors or [])
+    return body(told)
 
 
 def body(result: ExecutionResult) -> dict[str, Any]:

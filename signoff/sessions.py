@@ -68,6 +68,9 @@ class Sessions:
     _watch: asyncio.Task[None] | None = None
     _ends: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def start(self) -> None:
         self._watch = asyncio.create_task(self._watching())
 
@@ -129,11 +132,11 @@ class Sessions:
         while True:
             await asyncio.sleep(self.watch_seconds)
             try:
-                await self._check()
+                await self.check()
             except Exception:
                 logger.exception("keys of open connections cannot be read; trying again")
 
-    async def _check(self) -> None:
+    async def check(self) -> None:
         """End the sessions whose credential is not what it was; one query for all of them."""
         held = [session for session in self._open if session.introduced]
         if not held:

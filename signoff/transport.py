@@ -21,11 +21,9 @@ from signoff.browsers import METHODS, Pages
 from signoff.event_streams import EventStream
 from signoff.guarding import Attempts, Guard
 from signoff.media import Media, Wanted, wanted
-from signoff.refusals import JSON, Refused, failure, not_here
+from signoff.refusals import JSON, Refused, not_here, throttled, unauthenticated
 from signoff.sessions import SOON, Sessions, client_of
 from signoff.websocket import Socket
-
-__all__ = ["View", "failure"]
 
 READS = {OperationType.QUERY}
 CALLS = READS | {OperationType.MUTATION}
@@ -46,7 +44,7 @@ class View:
         self._rt = rt
         self._guard = guard or Guard()
         self._attempts = Attempts(gate, Rates() if failures is None else failures)
-        self.sessions = sessions or Sessions(gate)
+        self.sessions = Sessions(gate) if sessions is None else sessions
         self._pages = pages or Pages()
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
@@ -167,15 +165,3 @@ def _wait(result: ExecutionResult) -> int | None:
     if not result.errors or result.data is not None:
         return None
     return (result.errors[0].extensions or {}).get("retryAfter")
-
-
-def throttled(error: RateLimited, content_type: str = JSON) -> web.Response:
-    response = failure(429, str(error), error.code, content_type)
-    response.headers["Retry-After"] = str(error.retry_after)
-    return response
-
-
-def unauthenticated(error: Unauthenticated, content_type: str = JSON) -> web.Response:
-    response = failure(401, str(error), error.code, content_type)
-    response.headers["WWW-Authenticate"] = "Bearer"
-    return response

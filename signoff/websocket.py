@@ -72,6 +72,7 @@ class Socket:
         self._request = request
         self._limits = request.app.get(LIMITS, SocketLimits())
         self._operations: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # some are still busy with their end
         self._patience = asyncio.timeout(self._limits.init_seconds)
         self._ws = web.WebSocketResponse(
             protocols=[PROTOCOL],
@@ -98,6 +99,8 @@ class Socket:
         return self._ws
 
     async def close(self, code: int, reason: str) -> None:
+        if not self._ws.prepared:
+            return
         with suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(2 * CLOSE_SECONDS):  # who does not read is cut off
                 await self._ws.close(code=code, message=frames.reason(reason))
@@ -164,7 +167,10 @@ class Socket:
             error = LimitExceeded(f"This socket has {limit} operations under way.", limit)
             await self._send(frames.error_frame(frame.id, _shown(error)))
             return
-        self._operations[frame.id] = asyncio.create_task(self._operate(frame))
+        task = asyncio.create_task(self._operate(frame))
+        self._operations[frame.id] = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _completed(self, id: str) -> None:
         operation = self._operations.pop(id, None)
@@ -173,14 +179,15 @@ class Socket:
 
     async def _operate(self, frame: Subscribe) -> None:
         """One operation to its end, whatever that is: the others go on."""
-        try:
-            last = await self._last_frame(frame)
-            self._operations.pop(frame.id, None)  # the id is free before the client hears of it
-            await self._send(last)
-        except Unauthenticated as error:
-            await self.close(FORBIDDEN, f"Forbidden: {error}")
-        except ConnectionError:
-            pass  # the reader hears of it
+        with suppress(ConnectionError):  # the reader hears of it
+            try:
+                last = await self._last_frame(frame)
+            except Unauthenticated as error:
+                self._operations.pop(frame.id, None)  # not to be cancelled by the end it brings
+                await self.close(FORBIDDEN, f"Forbidden: {error}")
+            else:
+                self._operations.pop(frame.id, None)  # the id is free before its client hears
+                await self._send(last)
 
     async def _last_frame(self, frame: Subscribe) -> bytes:
         """Send the results; returns what ends the operation."""

@@ -16,10 +16,12 @@ import pytest
 import structlog
 from graphql import build_client_schema, get_introspection_query
 from tortoise import connections
+from yarl import URL
 
 from schema import sdl
 from signoff import database, logs
 from signoff.app import create_app
+from signoff.asked import encoded
 from tests.support.graphql import Json, answer, beside, gql, mutation, new_job, post
 from tests.support.running import AiohttpClient, Client, settings_for
 
@@ -146,6 +148,138 @@ async def test_an_authorization_that_is_no_bearer_is_refused(client: Client) -> 
         ) as got:
             assert (got.status, code(await got.json())) == (401, "UNAUTHENTICATED"), value
             assert got.headers["WWW-Authenticate"] == "Bearer"
+
+
+PLAIN, MODERN = "application/json", "application/graphql-response+json"
+
+
+async def typed(client: Client, accept: str | None, query: str) -> tuple[int, str, Json]:
+    headers = {} if accept is None else {"Accept": accept}
+    body = {"query": query}
+    skipped = ("Accept",) if accept is None else ()
+    async with client.post(
+        "/graphql", json=body, headers=headers, skip_auto_headers=skipped
+    ) as got:
+        assert got.charset == "utf-8"
+        return got.status, got.content_type, await got.json()
+
+
+async def test_the_answers_type_is_what_the_client_likes_best(client: Client) -> None:
+    for accept, kind in (
+        (None, PLAIN),
+        ("", PLAIN),
+        ("*/*", PLAIN),
+        ("application/*", PLAIN),
+        (PLAIN, PLAIN),
+        (MODERN, MODERN),
+        (MODERN.upper(), MODERN),
+        (f"{MODERN}; charset=utf-8", MODERN),
+        (f"{MODERN}, {PLAIN};q=0.9", MODERN),
+        (f"{PLAIN};q=0.9, {MODERN}", MODERN),
+        (f"{PLAIN}, {MODERN}", PLAIN),
+        (f"{MODERN}, {PLAIN}, text/event-stream, multipart/mixed", MODERN),
+        (f"{PLAIN};q=0, */*", MODERN),
+        ("text/html, application/xhtml+xml, */*;q=0.8", PLAIN),
+        (f"text/html, {MODERN};q=0.1", MODERN),
+    ):
+        found = await typed(client, accept, "{ viewer { id } }")
+        assert found == (200, kind, {"data": {"viewer": {"id": "local"}}}), accept
+
+
+async def test_what_cannot_be_answered_so_is_406(client: Client) -> None:
+    for accept in (
+        "text/html",
+        "image/*",
+        "multipart/mixed",
+        f"{PLAIN};q=0",
+        f"{PLAIN};q=x",
+        f"{PLAIN}; charset=latin-1",
+        "*/*;q=0",
+        "nonsense",
+    ):
+        status, kind, body = await typed(client, accept, "{ viewer { id } }")
+        assert (status, kind, code(body)) == (406, PLAIN, "HTTP_406"), accept
+    for accept in ("text/event-stream", "text/html"):
+        params = {"query": "{ viewer { id } }"}
+        async with client.get("/graphql", params=params, headers={"Accept": accept}) as got:
+            assert (got.status, code(await got.json())) == (406, "HTTP_406")
+
+
+async def test_a_subscription_is_streamed_to_who_takes_streams(client: Client) -> None:
+    query = "subscription { jobStatusChanged { cursor } }"
+    for accept in ("text/event-stream", f"{MODERN}, {PLAIN}, text/event-stream"):
+        headers = {"Accept": accept}
+        async with client.post("/graphql", json={"query": query}, headers=headers) as got:
+            assert (got.status, got.content_type) == (200, "text/event-stream")
+    for accept in (PLAIN, MODERN, "*/*"):
+        status, _, body = await typed(client, accept, query)
+        assert (status, code(body)) == (406, "HTTP_406")
+    async with client.get("/graphql", params={"query": query}) as got:
+        assert (got.status, got.headers["Allow"]) == (405, "POST")
+
+
+async def test_errors_before_execution_are_400_in_the_modern_type_alone(client: Client) -> None:
+    for query in ("{", "{ nonsense }", "query($id: ID!) { node(id: $id) { id } }"):
+        status, kind, body = await typed(client, MODERN, query)
+        assert (status, kind, code(body)) == (400, MODERN, "GRAPHQL_ERROR")
+        assert "data" not in body
+        assert await typed(client, PLAIN, query) == (200, PLAIN, body)
+    in_execution = '{ jobs(after: "x") { totalCount } }'
+    for kind in (PLAIN, MODERN):
+        status, _, body = await typed(client, kind, in_execution)
+        assert (status, body["data"], code(body)) == (200, None, "VALIDATION")
+
+
+async def test_of_several_operations_none_is_the_first(client: Client) -> None:
+    both = "query A { viewer { id } } query B { viewer { name } }"
+    for kind in (PLAIN, MODERN):
+        status, _, body = await typed(client, kind, both)
+        assert (status, code(body)) == (400, "GRAPHQL_ERROR")
+        status, _, body = await typed(client, kind, "fragment F on Viewer { id }")
+        assert body["errors"]
+    for name, status in (("A", 200), ("B", 200), ("C", 400), ("", 400), (None, 400)):
+        async with client.post("/graphql", json={"query": both, "operationName": name}) as got:
+            assert got.status == status, name
+    async with client.get("/graphql", params={"query": both, "operationName": "B"}) as got:
+        assert await got.json() == {"data": {"viewer": {"name": "Local admin"}}}
+
+
+async def test_a_batch_is_refused(client: Client) -> None:
+    for body in ("[]", f"[{VIEWER}]", f"[{VIEWER}, {VIEWER}]"):
+        status, answered = await sent(client, body)
+        message = "Several operations in one request are not taken: send one."
+        assert (status, answered["errors"][0]["message"]) == (400, message)
+
+
+async def test_only_utf8_is_read(client: Client) -> None:
+    for charset, status in (("utf-8", 200), ("UTF-8", 200), ('"utf8"', 200), ("latin-1", 415)):
+        kind = f"Application/JSON; charset={charset}"
+        assert (await sent(client, VIEWER, {"Content-Type": kind}))[0] == status
+    assert (await sent(client, VIEWER.encode("utf-16").decode("latin-1")))[0] == 400
+
+
+async def test_a_parameter_given_twice_is_refused(client: Client) -> None:
+    query = quote("{ viewer { id } }")
+    async with client.get(URL(f"/graphql?query={query}&query={query}", encoded=True)) as got:
+        assert (got.status, code(await got.json())) == (400, "VALIDATION")
+
+
+def test_what_is_no_number_in_json_is_never_written() -> None:
+    assert encoded({"x": [float("nan"), float("inf")]}) == b'{"x":[null,null]}'
+
+
+async def test_mistakes_of_clients_are_no_errors_in_the_log(client: Client, log: Any) -> None:
+    for body in (b"", b"{", b"[]", b'{"query": "{"}', b'{"query": "{ nonsense }"}', b"\xff"):
+        await sent(client, body)
+    for method, path in (("GET", "/nothing"), ("PUT", "/graphql"), ("GET", "/graphql")):
+        async with client.request(method, path) as got:
+            assert got.status >= 400
+    async with client.ws_connect("/graphql", protocols=("graphql-transport-ws",)) as ws:
+        await ws.send_str("[")
+        await ws.receive(timeout=20)
+    async with client.post("/graphql", data="x", headers={"Authorization": "Bearer x"}) as got:
+        assert got.status == 401
+    assert {each["level"] for each in log()} <= {"debug", "info"}
 
 
 # Errors

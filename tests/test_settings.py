@@ -22,7 +22,7 @@ def test_the_table_names_every_setting_once_with_its_default() -> None:
         f"`{variable(name)}`" for name in Settings.model_fields
     ]
     for (name, field), row in zip(Settings.model_fields.items(), rows, strict=True):
-        assert row[1] == ("" if field.default is None else f"`{field.default}`"), name
+        assert row[1] == ("" if field.default in (None, ()) else f"`{field.default}`"), name
         assert row[2].endswith(". |"), name
 
 

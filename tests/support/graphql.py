@@ -136,6 +136,16 @@ async def make_key(database_url: str, name: str, role: Role) -> str:
     return await beside(make())
 
 
+async def revoke_key(database_url: str, key: str) -> None:
+    """As `signoff keys revoke` does, in a process of its own."""
+
+    async def revoke() -> None:
+        async with database.connected(database_url):
+            assert await keys.revoke(key[: len(keys.PREFIX) + 6])
+
+    await beside(revoke())
+
+
 async def beside(work: Coroutine[Any, Any, T]) -> T:
     """Done with a database of its own: Tortoise keeps one open to a context."""
     return await asyncio.create_task(work, context=Context())
