@@ -31,6 +31,8 @@ class Limits:
 
 MAX_REPEATS = 30
 """Of one response name in a selection: each is compared with each."""
+MAX_FRAGMENTS = 60
+"""Of a document: each is compared with each that is spread beside it."""
 MAX_INPUT_VALUES = 2_000
 """Input objects and listed values in one variable or argument, JSON aside."""
 MAX_INPUT_DEPTH = 40

@@ -15,9 +15,7 @@ from graphql import (
     FragmentSpreadNode,
     GraphQLArgument,
     GraphQLField,
-    GraphQLList,
     GraphQLNamedType,
-    GraphQLNonNull,
     GraphQLSchema,
     InlineFragmentNode,
     ListTypeNode,
@@ -37,7 +35,7 @@ from graphql import (
 from schema import cost, given
 from schema.cost import CEILING, NOTHING, Counted, Factor, Given, PageSize, Sums, Term
 from schema.given import LEAF, Room, Shape, Shapes
-from schema.limits import MAX_REPEATS, Limits, exceeded
+from schema.limits import MAX_FRAGMENTS, MAX_REPEATS, Limits, exceeded
 
 CONNECTION = "Connection"
 ITEMS = frozenset({"nodes", "edges"})
@@ -103,6 +101,8 @@ class Reader:
     def read(self, document: DocumentNode) -> dict[str | None, Operation]:
         """The operations by name."""
         pass_ = Pass(self, document)
+        if len(pass_.fragments) > MAX_FRAGMENTS:
+            raise exceeded("fragments", len(pass_.fragments), MAX_FRAGMENTS)
         for fragment in pass_.ordered():
             pass_.measures[fragment.name.value] = pass_.of_fragment(fragment)
         return {
@@ -305,9 +305,7 @@ class Pass:
     def _length(self, name: str, definition: GraphQLField, parent: GraphQLNamedType) -> int:
         if is_leaf_type(_named(definition)):
             return 1
-        type_: Any = definition.type
-        nullable = type_.of_type if isinstance(type_, GraphQLNonNull) else type_
-        if not isinstance(nullable, GraphQLList):
+        if not str(cast("Any", definition.type)).startswith("["):
             return 1
         return cost.LISTS.get((parent.name, name), cost.LIST)
 
@@ -348,7 +346,7 @@ def _sum(numbers: Any) -> int:
 
 
 def _named(field: GraphQLField) -> GraphQLNamedType:
-    return get_named_type(cast("Any", field.type))
+    return cast("GraphQLNamedType", get_named_type(cast("Any", field.type)))
 
 
 def _is_connection(type_: GraphQLNamedType | None) -> bool:

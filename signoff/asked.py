@@ -73,7 +73,8 @@ def _document_id(given: dict[str, Any]) -> str | None:
     """By GraphQL over HTTP's appendix A, or as Apollo's clients have it."""
     if given.get("documentId"):
         return given["documentId"]
-    persisted: object = (given.get("extensions") or {}).get("persistedQuery")
+    extensions = cast("dict[str, object]", given.get("extensions") or {})
+    persisted = extensions.get("persistedQuery")
     if not isinstance(persisted, dict):
         return None
     digest = cast("dict[str, object]", persisted).get("sha256Hash")

@@ -60,7 +60,7 @@ async def test_as_many_aliases_as_may_be(client: Client) -> None:
     )
 
 
-async def test_ten_thousand_aliases_are_refused_by_their_tokens(client: Client) -> None:
+async def test_ten_thousand_aliases_are_refused_by_their_length_or_tokens(client: Client) -> None:
     error = await error_of(client, "{" + " ".join(f"a{n}:viewer{{id}}" for n in range(7_000)) + "}")
     assert error["extensions"]["code"] == "LIMIT_EXCEEDED"
     assert "65536" in error["message"]
@@ -135,11 +135,25 @@ def doubling(levels: int, last: str) -> str:
 
 
 async def test_fragments_that_double_are_counted_in_one_pass(client: Client) -> None:
-    message, requested, _ = await exceeded(client, doubling(100, "a: viewer { id }"))
+    message, requested, _ = await exceeded(client, doubling(59, "a: viewer { id }"))
     assert message == "This has 1000000000 aliases; at most 50 are taken."
     assert requested == 1_000_000_000  # where counting stops
-    chain = "{ ...F0 }" + " ".join(f"fragment F{n} on Query {{ ...F{n + 1} }}" for n in range(60))
-    assert (await gql(client, chain + " fragment F60 on Query { viewer { id } }"))["viewer"]
+    chain = "{ ...F0 }" + " ".join(f"fragment F{n} on Query {{ ...F{n + 1} }}" for n in range(50))
+    assert (await gql(client, chain + " fragment F50 on Query { viewer { id } }"))["viewer"]
+
+
+async def test_a_document_has_so_many_fragments(client: Client) -> None:
+    beside = " ".join(f"...F{n}" for n in range(61))
+    every = f"{{ viewer {{ {beside} }} }} " + " ".join(
+        f"fragment F{n} on Viewer {{ id }}" for n in range(61)
+    )
+    assert await exceeded(client, every) == (
+        "This has 61 fragments; at most 60 are taken.",
+        61,
+        60,
+    )
+    fewer = every.replace("...F60", "").replace("fragment F60 on Viewer { id }", "")
+    assert await gql(client, fewer) == {"viewer": {"id": "local"}}
 
 
 async def test_fragments_in_a_circle_are_told_as_such(client: Client) -> None:

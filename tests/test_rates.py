@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from models import Role
+from services.actors import Viewer
 from services.errors import RateLimited, Unauthenticated
 from services.rates import Rates
 from signoff.app import create_app
@@ -237,7 +238,7 @@ async def test_an_address_that_fails_too_often_is_told_to_wait(
 
 
 class Nobody(Gate):
-    async def viewer(self, *_: Any) -> Any:
+    async def viewer(self, authorization: str | None, headers: Mapping[str, str]) -> Viewer:
         raise Unauthenticated("No.")
 
 
