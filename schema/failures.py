@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 
@@ -12,12 +13,29 @@ from strawberry.pydantic import InputValidationError
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 
 from models.statements import Unavailable
-from services.errors import DatabaseUnavailable, ErrorCode, InvalidInput, SignoffError
+from services.errors import DatabaseUnavailable, ErrorCode, InvalidInput, RateLimited, SignoffError
 
 logger = structlog.get_logger(__name__)
 
 MAX_ERRORS = 100
 NO_OPERATION = (CannotGetOperationTypeError, InvalidOperationTypeError, MissingQueryError)
+HINT = re.compile(r" Did you mean [^?]*\?")
+
+
+def without_hint(error: GraphQLError) -> GraphQLError:
+    """A mistake in a document or its variables, without names that the caller did not write."""
+    cause = error.original_error
+    if cause is not None and not isinstance(cause, GraphQLError):
+        return error
+    return GraphQLError(
+        HINT.sub("", error.message),
+        nodes=error.nodes,
+        source=error.source,
+        positions=error.positions,
+        path=error.path,
+        original_error=cause,
+        extensions=error.extensions,
+    )
 
 
 def shown(error: GraphQLError) -> GraphQLError:
@@ -25,15 +43,12 @@ def shown(error: GraphQLError) -> GraphQLError:
     cause = error.original_error
     if cause is None:
         return _with(error, error.message, dict(error.extensions or {}), "GRAPHQL_ERROR")
-    if isinstance(cause, InvalidInput):
-        problems = [{"path": list(p.path), "message": p.message} for p in cause.problems]
-        return _with(error, str(cause), {"fields": problems}, cause.code)
     if isinstance(cause, Unavailable):
         cause = DatabaseUnavailable()
     if isinstance(cause, DatabaseUnavailable):
         logger.warning("the database is away", path=error.path, exc_info=error.original_error)
     if isinstance(cause, SignoffError):
-        return _with(error, str(cause), {}, cause.code)
+        return _with(error, str(cause), _data(cause), cause.code)
     if isinstance(cause, InputValidationError):
         problems = [{"path": e.location, "message": e.message} for e in cause.errors]
         return _with(error, str(cause), {"fields": problems}, ErrorCode.VALIDATION)
@@ -43,6 +58,14 @@ def shown(error: GraphQLError) -> GraphQLError:
     logger.error("unexpected error", error_id=error_id, path=error.path, exc_info=cause)
     message = f"Something went wrong on our side; the server's log has it as {error_id}."
     return _with(error, message, {"id": error_id}, "INTERNAL")
+
+
+def _data(cause: SignoffError) -> dict[str, object]:
+    if isinstance(cause, InvalidInput):
+        return {"fields": [{"path": list(p.path), "message": p.message} for p in cause.problems]}
+    if isinstance(cause, RateLimited):
+        return {"retryAfter": cause.retry_after}
+    return {}
 
 
 def _why_not(error: GraphQLError, cause: Exception) -> str:

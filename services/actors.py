@@ -39,6 +39,11 @@ class Viewer:
         return self.sees_all or self.owns(job)
 
     @property
+    def budget(self) -> str:
+        """Whose use of the server this counts as: all keys of one name are one user's."""
+        return f"{self.kind}:{self.id}"
+
+    @property
     def actor(self) -> Actor:
         return Actor(self.kind, self.id, self.name)
 

@@ -13,6 +13,7 @@ from services.engine import Engine
 from services.events import Events
 from services.judges.base import LLMJudge
 from services.judges.sandbox import Sandbox
+from services.rates import Rates
 from services.secrets import Vault
 from services.telemetry import Telemetry
 from services.tracing import Tracer
@@ -46,6 +47,7 @@ class Runtime:
     vault: Vault
     options: Options = field(default_factory=Options)
     bound: QueueBound = field(default_factory=QueueBound)
+    rates: Rates = field(default_factory=Rates)
     failing: dict[UUID, bool] = field(default_factory=dict[UUID, bool])
     telemetry: Telemetry = field(default_factory=Telemetry)
     tracer: Tracer | None = None

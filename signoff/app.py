@@ -17,6 +17,7 @@ from services.runtime import Runtime
 from signoff import graphiql, health, sample
 from signoff.auth import is_loopback
 from signoff.browsers import Pages, protect
+from signoff.guarding import Guard, failures_of
 from signoff.health import Health
 from signoff.listening import begun
 from signoff.refusals import Refused, failure
@@ -51,12 +52,13 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
     `work` False leaves all executions to `signoff worker`.
     """
     known = Health.of(settings)
+    guard = Guard.of(settings)
 
     async def services(app: web.Application) -> AsyncIterator[None]:
         allowed = allows_private_agents(settings)
         async with runtime(settings, allow_private_agents=allowed, work=work) as rt:
             app[RUNTIME] = rt
-            app[VIEW] = View(rt, known.gate, sessions, pages)
+            app[VIEW] = View(rt, known.gate, sessions, pages, guard, failures_of(settings))
             known.rt = rt
             sessions.start()
             yield

@@ -19,6 +19,7 @@ BODY_SECONDS = 20
 """A request's body has come by then, or the connection is closed."""
 MEMBERS: dict[str, tuple[type, str]] = {
     "query": (str, "a string"),
+    "documentId": (str, "a string"),
     "operationName": (str, "a string"),
     "variables": (dict, "an object"),
     "extensions": (dict, "an object"),
@@ -29,12 +30,16 @@ LONG_NUMBER = re.compile(r"\d{19}")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One operation as it was asked for, not yet parsed."""
+    """One operation as it was asked for, not yet parsed.
+
+    With a `document_id` the document is one that the server has.
+    """
 
     query: str
     variables: dict[str, Any] | None = None
     operation_name: str | None = None
     extensions: dict[str, Any] | None = None
+    document_id: str | None = None
 
 
 class NotAsked(ValueError):
@@ -51,14 +56,29 @@ def asked(content: object) -> Asked:
     for name, (kind, what) in MEMBERS.items():
         if not isinstance(given.get(name), kind | None):
             raise NotAsked(f"The operation's `{name}` must be {what} or null, if provided.")
-    if not given.get("query"):
+    query = given.get("query") or ""
+    document_id = None if query else _document_id(given)
+    if not query and not document_id:
         raise NotAsked("There is no `query`.")
     return Asked(
-        query=given["query"],
+        query=query,
         variables=given.get("variables"),
         operation_name=given.get("operationName") or None,
         extensions=given.get("extensions"),
+        document_id=document_id,
     )
+
+
+def _document_id(given: dict[str, Any]) -> str | None:
+    """By GraphQL over HTTP's appendix A, or as Apollo's clients have it."""
+    if given.get("documentId"):
+        return given["documentId"]
+    extensions = cast("dict[str, object]", given.get("extensions") or {})
+    persisted = extensions.get("persistedQuery")
+    if not isinstance(persisted, dict):
+        return None
+    digest = cast("dict[str, object]", persisted).get("sha256Hash")
+    return digest if isinstance(digest, str) else None
 
 
 def decoded(data: str | bytes) -> object:

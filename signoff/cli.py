@@ -92,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run no executions here: `signoff worker` does, any number of them, on Postgres",
     )
+    serve.add_argument(
+        "--trusted-documents",
+        type=Path,
+        metavar="DIR",
+        help="run only the GraphQL documents in DIR: *.graphql files and JSON manifests",
+    )
     worker = command(
         "worker", _worker, "run executions only; any number beside a server, on Postgres"
     )
@@ -119,9 +125,8 @@ Command = argparse.ArgumentParser
 
 
 def _serve(given: argparse.Namespace) -> None:
-    changes = {
-        name: getattr(given, name) for name in ("host", "port") if getattr(given, name) is not None
-    }
+    names = ("host", "port", "trusted_documents")
+    changes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     settings = Settings(**changes)
     if given.no_worker and settings.on_sqlite:
         raise Refused(
@@ -191,6 +196,8 @@ async def _announce(settings: Settings, app: web.Application, port: int) -> None
         f"  GraphiQL   {base}/graphiql   (docs and ready-made examples)",
         f"  Health     {base}/healthz",
     ]
+    if settings.trusted_documents is not None:
+        lines.append(f"  Documents  only those in {settings.trusted_documents} are run")
     if agent is not None:
         lines.append(f"  Agent      “{agent.name}” at {agent.endpoint_url}")
     if allows_private_agents(settings):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import orjson
 from aiohttp import web
 
-from services.errors import ErrorCode, Unauthenticated
+from services.errors import ErrorCode, RateLimited, Unauthenticated
 
 JSON = "application/json"
 
@@ -60,4 +60,10 @@ def failure(status: int, message: str, code: str, content_type: str = JSON) -> w
 def unauthenticated(error: Unauthenticated, content_type: str = JSON) -> web.Response:
     response = failure(401, str(error), error.code, content_type)
     response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def throttled(error: RateLimited, content_type: str = JSON) -> web.Response:
+    response = failure(429, str(error), error.code, content_type)
+    response.headers["Retry-After"] = str(error.retry_after)
     return response

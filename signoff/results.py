@@ -12,9 +12,9 @@ from strawberry.types import ExecutionResult
 from strawberry.types.execution import PreExecutionError
 
 from resolvers.context import Context
-from schema import schema
 from schema.failures import shown
 from signoff.asked import Asked, encoded
+from signoff.guarding import Guard
 
 logger = structlog.get_logger(__name__)
 
@@ -27,14 +27,14 @@ class NotExecuted(Exception):
         self.errors: list[Any] = [error.formatted for error in errors]
 
 
-async def stream(context: Context, asked: Asked) -> AsyncGenerator[bytes]:
+async def stream(guard: Guard, context: Context, asked: Asked) -> AsyncGenerator[bytes]:
     """Each result of any operation, encoded: one of a query, any number of a subscription.
 
     Raises `NotExecuted`, of what is unexpected too.
     """
     try:
-        results = await schema.stream(
-            asked.query,
+        results = await guard.schema.stream(
+            guard.text(asked),
             variable_values=asked.variables,
             context_value=context,
             operation_name=asked.operation_name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Self, cast
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import (
     AliasChoices,
@@ -127,6 +127,62 @@ class Settings(BaseSettings):
         ge=0.1,
         le=600,
         description="For how long; doubles each time in a row, up to 10 minutes.",
+    )
+    max_document_chars: int = Field(
+        default=65_536,
+        ge=1000,
+        le=2_097_152,
+        description="Longest GraphQL document.",
+    )
+    max_tokens: int = Field(
+        default=2_000, ge=200, le=20_000, description="Words and signs of a document, at most."
+    )
+    max_depth: int = Field(
+        default=15, ge=15, le=100, description="Fields within fields; GraphiQL needs 15."
+    )
+    max_aliases: int = Field(default=50, ge=0, le=10_000, description="Aliases of an operation.")
+    max_root_fields: int = Field(
+        default=50, ge=1, le=1_000, description="Root fields of an operation."
+    )
+    max_directives: int = Field(
+        default=50, ge=0, le=10_000, description="Directives of an operation."
+    )
+    max_filters: int = Field(
+        default=200, ge=1, le=2_000, description="Filters in the variables of a request."
+    )
+    max_cost: int = Field(
+        default=30_000,
+        ge=10_000,
+        le=100_000_000,
+        description="Cost of an operation: a unit is about ten microseconds of a core.",
+    )
+    rate_per_minute: int = Field(
+        default=3_600_000,
+        ge=0,
+        le=1_000_000_000,
+        description="Cost that a caller may ask of one process in a minute, a sixth of it at once; "
+        "0 is no limit.",
+    )
+    auth_failures_per_minute: int = Field(
+        default=60,
+        ge=0,
+        le=1_000_000,
+        description="Failed authentications of one address; 0 is no limit.",
+    )
+    document_cache_bytes: int = Field(
+        default=33_554_432,
+        ge=0,
+        le=4_294_967_296,
+        description="Memory for documents that were sent lately, parsed.",
+    )
+    introspection: Literal["VIEWER", "MEMBER", "ADMIN", "OFF"] = Field(
+        default="VIEWER",
+        description="The lowest role that may ask for the schema and is told of similar names; OFF "
+        "for nobody.",
+    )
+    trusted_documents: Path | None = Field(
+        default=None,
+        description="Folder of `*.graphql` files and JSON manifests: no other document is run.",
     )
     shutdown_seconds: float = Field(
         default=12, ge=0, le=600, description="Time for running executions when asked to stop."

@@ -9,18 +9,19 @@ from strawberry.types import ExecutionResult
 from strawberry.types.graphql import OperationType
 
 from resolvers.context import Context
-from schema import schema
 from schema.failures import shown
 from services.actors import Viewer
-from services.errors import LimitExceeded, Unauthenticated
+from services.errors import LimitExceeded, RateLimited, Unauthenticated, UnknownDocument
+from services.rates import Rates
 from services.runtime import Runtime
 from signoff import asked, results, websocket
 from signoff.asked import Asked, encoded
 from signoff.auth import Gate
 from signoff.browsers import METHODS, Pages
 from signoff.event_streams import EventStream
+from signoff.guarding import Attempts, Guard
 from signoff.media import Media, Wanted, wanted
-from signoff.refusals import JSON, Refused, not_here, unauthenticated
+from signoff.refusals import JSON, Refused, not_here, throttled, unauthenticated
 from signoff.sessions import SOON, Sessions, client_of
 from signoff.websocket import Socket
 
@@ -37,9 +38,12 @@ class View:
         gate: Gate,
         sessions: Sessions | None = None,
         pages: Pages | None = None,
+        guard: Guard | None = None,
+        failures: Rates | None = None,
     ) -> None:
         self._rt = rt
-        self._gate = gate
+        self._guard = guard or Guard()
+        self._attempts = Attempts(gate, Rates() if failures is None else failures)
         self.sessions = Sessions(gate) if sessions is None else sessions
         self._pages = pages or Pages()
 
@@ -64,6 +68,8 @@ class View:
             return error.response(accepted.single or JSON)
         except Unauthenticated as error:
             return unauthenticated(error, accepted.single or JSON)
+        except RateLimited as error:
+            return throttled(error, accepted.single or JSON)
 
     async def _got(self, request: web.Request, accepted: Wanted) -> web.StreamResponse:
         """Queries alone, in one answer: a GET may be caused by any link."""
@@ -93,20 +99,23 @@ class View:
         return _response(result, accepted.single)
 
     async def _viewer(self, request: web.Request) -> Viewer:
-        return await self._gate.viewer(request.headers.get("Authorization"), request.headers)
+        credential = request.headers.get("Authorization")
+        return await self._attempts.viewer(credential, request.headers, request.remote)
 
     async def _result(
         self, viewer: Viewer, operation: Asked, kinds: set[OperationType]
     ) -> ExecutionResult:
         try:
-            return await schema.execute(
-                operation.query,
+            return await self._guard.schema.execute(
+                self._guard.text(operation),
                 variable_values=operation.variables,
                 context_value=Context(self._rt, viewer),
                 operation_name=operation.operation_name,
                 allowed_operation_types=kinds,
                 operation_extensions=operation.extensions,
             )
+        except UnknownDocument as error:
+            raise Refused(400, str(error), error.code) from None
         except CannotGetOperationTypeError as error:
             told = shown(GraphQLError("", original_error=error))
             raise Refused(400, told.message, "GRAPHQL_ERROR") from None
@@ -114,6 +123,7 @@ class View:
     async def _streamed(
         self, request: web.Request, viewer: Viewer, operation: Asked
     ) -> web.StreamResponse:
+        self._rt.rates.check(viewer.budget)
         stream = EventStream()
         credential = request.headers.get("Authorization")
         client = client_of(request, credential, viewer)
@@ -121,13 +131,13 @@ class View:
             with self.sessions.opened(client, stream.end) as session:
                 self.sessions.enter(session, credential, viewer, client)
                 with self.sessions.operation(session):
-                    payloads = results.stream(Context(self._rt, viewer), operation)
+                    payloads = results.stream(self._guard, Context(self._rt, viewer), operation)
                     return await stream.run(request, payloads)
         except LimitExceeded as error:
             raise Refused(429, str(error), error.code, headers=SOON) from None
 
     async def _socket(self, request: web.Request) -> web.StreamResponse:
-        socket = Socket(self._rt, self.sessions, request)
+        socket = Socket(self._rt, self._guard, self._attempts, self.sessions, request)
         with self.sessions.opened(client_of(request), socket.close) as session:
             return await socket.run(session)
 
@@ -139,8 +149,19 @@ def _not_acceptable(*offered: Media) -> Refused:
 def _response(result: ExecutionResult, media: Media) -> web.Response:
     """As application/json a request that can be read is 200, whatever becomes of it."""
     failed = media is Media.GRAPHQL and results.not_executed(result)
-    return web.Response(
-        status=400 if failed else 200,
+    wait = _wait(result)
+    response = web.Response(
+        status=429 if wait else 400 if failed else 200,
         body=encoded(results.body(result)),
         headers={"Content-Type": f"{media}; charset=utf-8", "Cache-Control": "no-store"},
     )
+    if wait:
+        response.headers["Retry-After"] = str(wait)
+    return response
+
+
+def _wait(result: ExecutionResult) -> int | None:
+    """Seconds until a caller who asked for too much may ask again."""
+    if not result.errors or result.data is not None:
+        return None
+    return (result.errors[0].extensions or {}).get("retryAfter")

@@ -13,11 +13,12 @@ from graphql import GraphQLError
 
 from resolvers.context import Context
 from schema.failures import shown
-from services.errors import LimitExceeded, Unauthenticated
+from services.errors import LimitExceeded, RateLimited, Unauthenticated
 from services.runtime import Runtime
 from signoff import frames, results
 from signoff.asked import Asked
 from signoff.frames import BadFrame, Complete, Init, Ping, Pong, Subscribe
+from signoff.guarding import Attempts, Guard
 from signoff.results import NotExecuted
 from signoff.sessions import CLOSE_SECONDS, FORBIDDEN, Session, Sessions, client_of
 
@@ -56,8 +57,17 @@ class Socket:
 
     _session: Session
 
-    def __init__(self, rt: Runtime, sessions: Sessions, request: web.Request) -> None:
+    def __init__(
+        self,
+        rt: Runtime,
+        guard: Guard,
+        attempts: Attempts,
+        sessions: Sessions,
+        request: web.Request,
+    ) -> None:
         self._rt = rt
+        self._guard = guard
+        self._attempts = attempts
         self._sessions = sessions
         self._request = request
         self._limits = request.app.get(LIMITS, SocketLimits())
@@ -136,13 +146,14 @@ class Socket:
             await self._enter(None if credential is None else str(credential))
         except Unauthenticated as error:
             raise Closing(FORBIDDEN, f"Forbidden: {error}") from None
-        except LimitExceeded as error:
+        except (LimitExceeded, RateLimited) as error:
             raise Closing(TRY_LATER, str(error)) from None
         self._patience.reschedule(None)
         await self._send(frames.ACK)
 
     async def _enter(self, credential: str | None) -> None:
-        viewer = await self._sessions.gate.viewer(credential, self._request.headers)
+        request = self._request
+        viewer = await self._attempts.viewer(credential, request.headers, request.remote)
         client = client_of(self._request, credential, viewer)
         self._sessions.enter(self._session, credential, viewer, client)
 
@@ -197,7 +208,9 @@ class Socket:
         """Encoded results of an operation, in the name of whom its key stands for now."""
         session = self._session
         viewer = await self._sessions.gate.viewer(session.credential, self._request.headers)
-        async with aclosing(results.stream(Context(self._rt, viewer), asked)) as payloads:
+        async with aclosing(
+            results.stream(self._guard, Context(self._rt, viewer), asked)
+        ) as payloads:
             async for payload in payloads:
                 yield payload
 

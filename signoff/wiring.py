@@ -19,6 +19,7 @@ from services.events import Events
 from services.events.horizon import Gapless, InOrder
 from services.judges.openai import OpenAIJudge
 from services.judges.sandbox import Sandbox
+from services.rates import BURST_SECONDS, Rates
 from services.runtime import Options, Runtime
 from services.secrets import Vault
 from signoff import database, otel
@@ -80,6 +81,7 @@ async def runtime(
                 judge_output_usd=settings.judge_output_usd_per_million,
             ),
             bound=QueueBound(settings.max_queued),
+            rates=_rates(settings),
         )
         if rt.tracer is not None:
             stack.push_async_callback(asyncio.to_thread, rt.tracer.close)
@@ -119,6 +121,14 @@ def _events(settings: Settings) -> Events:
     if settings.on_sqlite:
         return Events(InOrder(), None)
     return Events(Gapless(), POLL_SECONDS)
+
+
+def _rates(settings: Settings) -> Rates:
+    """The dearest operation must fit into what may be used at once."""
+    if not settings.rate_per_minute:
+        return Rates()
+    at_once = settings.rate_per_minute * BURST_SECONDS // 60
+    return Rates(settings.rate_per_minute, burst=max(at_once, settings.max_cost))
 
 
 def _judge(settings: Settings) -> OpenAIJudge | None:

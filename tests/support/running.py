@@ -23,5 +23,6 @@ def settings_for(database_url: str, folder: Path, **changes: Any) -> Settings:
         "retry_initial_seconds": 0.01,
         "retry_max_seconds": 0.05,
         "shutdown_seconds": 2,
+        "auth_failures_per_minute": 0,  # a test may fail as often as it likes
     }
     return Settings(**(given | changes))
