@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 from models import ActorKind, ApiKey, Role, statements
@@ -11,6 +12,7 @@ from services.actors import RESERVED_NAMES, Viewer
 from services.errors import InvalidInput, Unauthenticated
 
 PREFIX = "signoff_"
+RANK = (Role.VIEWER, Role.MEMBER, Role.ADMIN)
 
 
 async def create(name: str, role: Role) -> tuple[ApiKey, str]:
@@ -50,6 +52,17 @@ async def viewer_of(text: str) -> Viewer:
     if key is None or key.revoked_at is not None:
         raise Unauthenticated("The API key is unknown or revoked.")
     return Viewer(ActorKind.API_KEY, key.name, key.name, key.role)
+
+
+async def roles_of(user_ids: Collection[str]) -> dict[str, Role]:
+    """The highest role that each of these users has a valid key for; without those who have none.
+
+    `user_ids` are the ids of viewers that came by a key.
+    """
+    found: dict[str, Role] = {}
+    for key in await ApiKey.filter(name__in=list(user_ids), revoked_at=None):
+        found[key.name] = max(key.role, found.get(key.name, key.role), key=RANK.index)
+    return found
 
 
 def _hash(text: str) -> str:
