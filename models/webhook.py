@@ -24,7 +24,7 @@ class Webhook(Table):
     old_secret_sealed = fields.TextField(null=True)
     old_secret_until = InstantField(null=True)
     types_json = fields.TextField()
-    where_json: fields.Field[str | None] = fields.TextField(null=True)
+    where_json = fields.TextField(null=True)
     enabled = fields.BooleanField(default=True)
     disabled_reason = fields.TextField(null=True)
     position: fields.Field[int] = fields.BigIntField()

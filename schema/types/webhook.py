@@ -83,7 +83,7 @@ class Webhook(Node):
     @strawberry.field(description="Its filter, as it was given.")
     def where(self) -> JSON | None:
         text = self.row.where_json
-        return None if text is None else JSON(filters.as_input(text))
+        return JSON(filters.as_input(text)) if text else None
 
     @strawberry.field(description="Newest first.")
     async def deliveries(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from models import JobLog, JobLogType, jsontext
@@ -28,8 +28,8 @@ TYPES: Mapping[JobLogType, str] = {
 
 def of_entry(entry: JobLog, name: str) -> str:
     """The body for an entry of the log; `name` is its job's."""
-    payload: Any = jsontext.loads_or_none(entry.payload_json) or {}
-    move: dict[str, Any] = payload if "event" in payload else {}
+    payload = jsontext.loads_or_none(entry.payload_json)
+    move = cast("dict[str, Any]", payload) if _is_move(payload) else {}
     data = {
         "cursor": encode_position(entry.seq),
         "logId": public_id("log", entry.seq),
@@ -42,6 +42,10 @@ def of_entry(entry: JobLog, name: str) -> str:
         "attempt": move.get("attempt"),
     }
     return _body(TYPES[entry.type], entry.created_at, data)
+
+
+def _is_move(payload: object) -> bool:
+    return isinstance(payload, dict) and "event" in payload
 
 
 def of_test(webhook_id: UUID, now: datetime) -> str:
