@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from standardwebhooks import WebhookVerificationError
@@ -307,10 +308,6 @@ def settled(row: WebhookDelivery) -> bool:
 
 
 def test_pauses_grow_over_a_day_with_a_bit_of_jitter() -> None:
-    id = Hook.__hash__ and public_id  # any delivery
-    del id
-    from uuid import UUID
-
     one, two = UUID(int=1), UUID(int=2)
     for failed, seconds in enumerate(schedule.PAUSES, 1):
         for each in (one, two):
@@ -572,9 +569,7 @@ async def test_old_deliveries_are_forgotten(rt: Runtime) -> None:
         assert [row.id for row in await hook.deliveries()] == [new.id]
 
 
-async def test_a_deleted_webhook_takes_its_deliveries_along(
-    rt: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_deleted_webhook_takes_its_deliveries_along(rt: Runtime) -> None:
     async with fake_agent(takes) as endpoint:
         hook = await make_hook(rt, endpoint.url)
         other = await make_hook(rt, endpoint.url)

@@ -83,28 +83,33 @@ class Deliverer:
     async def _make(self) -> None:
         """Wait for something new in the log, and make deliveries of it."""
         if not await making.any_enabled():
-            await self._listen(to_any=False)
+            await self._deafen()
             await asyncio.sleep(POLL_SECONDS)
             return
-        await self._listen(to_any=True)
-        try:
-            async with asyncio.timeout(POLL_SECONDS):
-                await self._news.wait()
-        except TimeoutError:
+        if not await self._is_told():
             self._until = max(self._until, await self._rt.events.complete_until())
-        self._news.clear()
         while await self._maker.look(self._until):
             self._due.set()
         self._due.set()
         await asyncio.sleep(GAP_SECONDS)
 
-    async def _listen(self, *, to_any: bool) -> None:
-        """Hear of new entries, as long as there is somebody to tell."""
-        if not to_any and self._listener is not None:
+    async def _is_told(self) -> bool:
+        """Whether there is a new entry; False after a while, and when nobody listened before."""
+        if self._listener is None or self._listener.done():
+            self._listener = asyncio.create_task(self._hear())
+            return False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._news.wait()
+        told = self._news.is_set()
+        self._news.clear()
+        return told
+
+    async def _deafen(self) -> None:
+        """Stop to listen: there is nobody to tell."""
+        if self._listener is not None:
             await _ended([self._listener])
             self._listener = None
-        elif to_any and (self._listener is None or self._listener.done()):
-            self._listener = asyncio.create_task(self._hear())
 
     async def _hear(self) -> None:
         try:
@@ -116,6 +121,7 @@ class Deliverer:
             pass  # the next round begins anew
         except Exception:
             logger.exception("webhooks do not hear of new entries; trying again")
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _send(self) -> None:
         """Wait until something may be due, and begin to send it."""
