@@ -91,7 +91,7 @@ TestAgentResult: TypeAlias = Annotated[
     strawberry.union("TestAgentResult"),
 ]
 SaveWebhookResult: TypeAlias = Annotated[
-    NewWebhook | Webhook | InvalidInput | NotFound | Forbidden | LimitExceeded,
+    NewWebhook | InvalidInput | NotFound | Forbidden | LimitExceeded,
     strawberry.union("SaveWebhookResult"),
 ]
 RotateWebhookSecretResult: TypeAlias = Annotated[
@@ -215,8 +215,7 @@ class Mutation:
         description="Make or change a webhook. A new one comes with its secret, told only here.",
     )
     async def save_webhook(self, info: Info, input: SaveWebhook) -> SaveWebhookResult:
-        saved = await webhooks.save(info, input)
-        return NewWebhook.of(saved) if saved.new_secret else Webhook.of(saved.webhook)
+        return NewWebhook.of(await webhooks.save(info, input))
 
     @strawberry.mutation(
         extensions=[MEMBERS],

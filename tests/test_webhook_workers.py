@@ -53,22 +53,25 @@ async def settled(server: Server, id: str, count: int) -> list[dict[str, Any]]:
 async def test_what_a_killed_server_had_sent_is_sent_again_with_the_same_id(
     database_url: str, tmp_path: Path
 ) -> None:
-    """It is killed when the endpoint has it all, and before it can have heard the answer."""
-    dead = asyncio.Event()
+    """It is stopped, then answered, then killed: it has the answer and cannot have written it."""
+    stopped, answered = asyncio.Event(), asyncio.Event()
 
-    async def answers_too_late(received: Received) -> None:
-        await dead.wait()
+    async def answers_in_between(received: Received) -> None:
+        await stopped.wait()
         await received.answer(b"")
+        answered.set()
 
     async with (
-        fake_agent(answers_too_late) as endpoint,
+        fake_agent(answers_in_between) as endpoint,
         serving(database_url, tmp_path, **QUICK) as server,
     ):
         id, secret = await make_hook(server, endpoint)
         (job_id,) = await make_jobs(server, 1)
         await heard(endpoint, 1)
+        server.freeze()
+        stopped.set()
+        await answered.wait()
         await server.kill()
-        dead.set()
         endpoint.behave = takes
         await server.start()
         await heard(endpoint, 2)

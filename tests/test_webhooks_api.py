@@ -113,15 +113,16 @@ async def test_a_webhook_is_made_read_changed_and_removed(world: World) -> None:
     key = world.keys["Mia"]
     changed = await mutate(world.client, "saveWebhook", key, input=given)
     expected |= {"url": world.endpoint.url, "types": ["VERDICT"], "enabled": False}
-    assert changed == {"__typename": "Webhook"} | expected
+    assert changed == {"__typename": "NewWebhook", "secret": None, "webhook": expected}
     without = await mutate(world.client, "saveWebhook", key, input=given | {"where": None})
-    assert without == changed | {"where": None}
+    expected |= {"where": None}
+    assert without["webhook"] == expected
     assert (await gql(world.client, NODE, key, id=id))["node"] == {
         "__typename": "Webhook",
         "id": id,
     }
     removed = await mutate(world.client, "deleteWebhook", key, id=id)
-    assert removed == without
+    assert removed == {"__typename": "Webhook"} | expected
     assert await world.read("Mia", id) is None
     assert await world.rows() == ([], [])
 
@@ -261,7 +262,8 @@ async def test_an_admin_changes_anothers_webhook_and_its_owner_stays(world: Worl
     saved = await mutate(
         world.client, "saveWebhook", world.keys["Ada"], input=world.given(id=id, enabled=False)
     )
-    assert (saved["owner"]["id"], saved["enabled"]) == ("Mia", False)
+    assert saved["secret"] is None
+    assert (saved["webhook"]["owner"]["id"], saved["webhook"]["enabled"]) == ("Mia", False)
     assert await world.read("Mia", id) is not None
 
 

@@ -116,14 +116,14 @@ class Webhook(Node):
         )
 
 
-@strawberry.type(description="A webhook and its secret.")
+@strawberry.type(description="A webhook as it was saved, and its secret if it has a new one.")
 class NewWebhook:
     webhook: Webhook
-    secret: str = strawberry.field(
-        description="Told here and never again: the Standard Webhooks secret of its signatures."
+    secret: str | None = strawberry.field(
+        description="The Standard Webhooks secret of its signatures. Told once, in the answer to "
+        "what made it; null in any other."
     )
 
     @classmethod
     def of(cls, saved: Saved) -> Self:
-        assert saved.new_secret is not None  # noqa: S101
         return cls(webhook=Webhook.of(saved.webhook), secret=saved.new_secret)
