@@ -104,8 +104,8 @@ class Settings(BaseSettings):
         default=5,
         ge=0,
         le=1000,
-        description="After how many failed calls in a row an agent or a webhook is left alone for a "
-        "while; 0 turns that off.",
+        description="After how many failed calls in a row an agent or a webhook is left alone for "
+        "a while; 0 turns that off.",
     )
     circuit_seconds: float = Field(
         default=30,

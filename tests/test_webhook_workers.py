@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes.agents import FakeAgent, Received, fake_agent
 from tests.support.hooks import heard, ids, takes, told, verified
-from tests.support.making import SAYS_OK, holds, until
+from tests.support.making import SAYS_OK, holds, stalls, until
 from tests.support.server import Server, serving, working
 
 SAVE = """
@@ -157,3 +157,23 @@ async def test_a_server_without_worker_delivers_nothing(postgres_url: str, tmp_p
             await holds(lambda: len(endpoint.received) == 3)
             await settled(server, id, 3)
             assert await worker.stop() == 0
+
+
+async def test_what_a_stopped_server_was_sending_is_given_back(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Not after the lease of a minute: it said so itself."""
+    patient = {"SIGNOFF_WEBHOOK_TIMEOUT_SECONDS": "30"}
+    async with (
+        fake_agent(stalls) as endpoint,
+        serving(database_url, tmp_path, **patient) as server,
+    ):
+        id, _ = await make_hook(server, endpoint)
+        await make_jobs(server, 1)
+        await heard(endpoint, 1)
+        assert await server.stop() == 0
+        endpoint.behave = takes
+        await server.start()
+        await heard(endpoint, 2)
+        (delivery,) = await settled(server, id, 1)
+        assert delivery["attempts"] == 1

@@ -107,7 +107,7 @@ async def test_a_webhook_is_made_read_changed_and_removed(world: World) -> None:
         "circuit": {"state": "CLOSED", "failures": 0, "reason": None},
         "owner": {"kind": "API_KEY", "id": "Mia", "name": "Mia"},
     }
-    empty = {"deliveries": {"totalCount": 0, "nodes": []}}
+    empty: Json = {"deliveries": {"totalCount": 0, "nodes": []}}
     assert await world.read("Mia", id) == expected | empty
     given = {"id": id, "url": world.endpoint.url, "types": ["VERDICT"], "enabled": False}
     key = world.keys["Mia"]

@@ -64,7 +64,8 @@ LANES = """SELECT w."id", w."open_until",
         (SELECT count(*) FROM "webhook_deliveries" d
          WHERE d."webhook_id" = w."id" AND d."state" = 'SENDING' AND d."next_attempt_at" > $1)
     FROM "webhooks" w WHERE w."enabled" """
-# Waiting ones and those of lost workers apart, so that each is a look into the index.
+# Waiting ones and those of lost workers apart, so that each is a look into the index. Whether it
+# is still due is asked again, since it may have been settled meanwhile.
 HEAD = """SELECT * FROM (
         SELECT d."id", d."next_attempt_at" AS "at", d."seq" FROM "webhook_deliveries" d
         WHERE d."webhook_id" = $1 AND d."state" = '{state}' AND d."next_attempt_at" <= $2
@@ -78,7 +79,8 @@ TAKE = f"""UPDATE "webhook_deliveries" SET "state" = 'SENDING', "next_attempt_at
     FROM (SELECT "id" AS "head_id" FROM (
               {HEAD.format(state="SENDING")} UNION ALL {HEAD.format(state="PENDING")}) "due"
           ORDER BY "at", "seq" LIMIT $3) "head"
-    WHERE "id" = "head_id" RETURNING "id", "body", "tries", "attempts", "seq" """  # noqa: S608 - constants
+    WHERE "id" = "head_id" AND "webhook_deliveries"."next_attempt_at" <= $2
+    RETURNING "id", "body", "tries", "attempts", "seq" """  # noqa: S608 - constants
 
 
 async def take(now: datetime, slots: int, lease: timedelta) -> Round:

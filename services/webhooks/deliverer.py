@@ -64,6 +64,8 @@ class Deliverer:
         self._listener: asyncio.Task[None] | None = None
         self._sending: dict[asyncio.Task[None], Claimed] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._turn = asyncio.Lock()
+        self._stopping = False
 
     def start(self) -> None:
         steps = {"making": self._make, "sending": self._send}
@@ -71,6 +73,10 @@ class Deliverer:
 
     async def stop(self) -> None:
         """Begin nothing more; what is under way gets a moment, and is given back then."""
+        self._stopping = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS), self._turn:
+                pass  # what is being taken is begun
         await _ended([*self._loops, *([self._listener] if self._listener else [])])
         if self._sending:
             await asyncio.wait(self._sending, timeout=STOP_SECONDS)
@@ -127,6 +133,12 @@ class Deliverer:
         """Wait until something may be due, and begin to send it."""
         await self._wait()
         self._due.clear()
+        async with self._turn:
+            if not self._stopping:
+                await self._take()
+        await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _take(self) -> None:
         slots = MAX_SENDING - len(self._sending)
         found = await claims.take(datetime.now(UTC), slots, self._lease)
         self._again_at = found.again_at
@@ -134,7 +146,6 @@ class Deliverer:
             task = asyncio.create_task(self._deliver(it))
             self._sending[task] = it
             task.add_done_callback(self._sent)
-        await asyncio.sleep(PAUSE_SECONDS)
 
     async def _wait(self) -> None:
         seconds = POLL_SECONDS
