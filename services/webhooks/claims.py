@@ -133,11 +133,11 @@ async def _take(
 async def _claimed(taken: Sequence[tuple[str, Row]], until: datetime) -> list[Claimed]:
     """With the webhooks as they are; a delivery whose webhook is gone is gone too."""
     ids = {webhook_id for webhook_id, _ in taken}
-    hooks = {str(hook.id): hook async for hook in Webhook.filter(id__in=ids)} if ids else {}
+    hooks = {id: await statements.fetch(Webhook, id=UUID(id)) for id in ids}
     return [
-        Claimed(queue.uuid(id), body, tries, attempts, until, hooks[webhook_id])
+        Claimed(queue.uuid(id), body, tries, attempts, until, hook)
         for webhook_id, (id, body, tries, attempts, _) in taken
-        if webhook_id in hooks
+        if (hook := hooks[webhook_id]) is not None
     ]
 
 
