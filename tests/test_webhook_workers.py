@@ -25,8 +25,8 @@ READ = """
 query($id: ID!) {
   webhook(id: $id) { deliveries(first: 100) { totalCount nodes { id state attempts } } }
 }"""
-QUICK = {"SIGNOFF_WEBHOOK_TIMEOUT_SECONDS": "1"}
-"""So that a delivery of a lost worker is taken on after two seconds."""
+QUICK = {"SIGNOFF_WEBHOOK_TIMEOUT_SECONDS": "3"}
+"""So that a delivery of a lost worker is taken on after six seconds."""
 
 
 async def make_hook(server: Server, endpoint: FakeAgent) -> tuple[str, str]:
@@ -47,7 +47,7 @@ async def settled(server: Server, id: str, count: int) -> list[dict[str, Any]]:
         done = [each["state"] == "SUCCEEDED" for each in page["nodes"]]
         return page["nodes"] if page["totalCount"] == count and all(done) else None
 
-    return await until(found)
+    return await until(found, 90)
 
 
 async def test_what_a_killed_server_had_sent_is_sent_again_with_the_same_id(
@@ -106,15 +106,13 @@ async def test_events_of_a_killed_server_are_delivered_by_the_next(
 async def test_several_workers_deliver_each_event_once(postgres_url: str, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         endpoint = await stack.enter_async_context(fake_agent(takes))
-        server = await stack.enter_async_context(
-            serving(postgres_url, tmp_path, "--no-worker", **QUICK)
-        )
+        server = await stack.enter_async_context(serving(postgres_url, tmp_path, "--no-worker"))
         for name in ("one", "two"):
-            await stack.enter_async_context(working(postgres_url, tmp_path, name, **QUICK))
+            await stack.enter_async_context(working(postgres_url, tmp_path, name))
         id, _ = await make_hook(server, endpoint)
-        for _ in range(5):
+        for _ in range(3):
             await make_jobs(server, 20)
-        deliveries = await settled(server, id, 100)
+        deliveries = await settled(server, id, 60)
         assert {each["attempts"] for each in deliveries} == {1}
         assert Counter(ids(endpoint.received)) == Counter(each["id"] for each in deliveries)
 
