@@ -23,6 +23,8 @@ from models.job_tag import JobTag
 from models.queue_entry import QueueEntry, QueueState
 from models.timer import Timer, TimerKind
 from models.verdict import CriterionKind, Verdict, VerdictOutcome
+from models.webhook import Webhook
+from models.webhook_delivery import WebhookDelivery, WebhookDeliveryState
 from models.worker import Worker
 
 __all__ = [
@@ -54,6 +56,9 @@ __all__ = [
     "TimerKind",
     "Verdict",
     "VerdictOutcome",
+    "Webhook",
+    "WebhookDelivery",
+    "WebhookDeliveryState",
     "Worker",
     "jsontext",
     "statements",

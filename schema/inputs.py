@@ -29,6 +29,7 @@ from services.execution import ExecuteJob
 from services.jobs import Assign, CreateJob, UpdateJob
 from services.reading import JobOrder
 from services.retries import RetryPolicyDraft
+from services.webhooks.hooks import SaveWebhook
 
 NAMES: dict[type[BaseModel], str] = {
     CriterionDraft: "CriterionInput",
@@ -46,6 +47,7 @@ NAMES: dict[type[BaseModel], str] = {
     CancelJob: "CancelJobInput",
     Review: "ReviewInput",
     SaveAgent: "SaveAgentInput",
+    SaveWebhook: "SaveWebhookInput",
     JobOrder: "JobOrder",
     filters.JobIDComparator: "JobIDComparator",
     filters.AgentIDComparator: "AgentIDComparator",

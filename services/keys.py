@@ -13,6 +13,7 @@ from services.errors import InvalidInput, Unauthenticated
 
 PREFIX = "signoff_"
 PAGE = 500
+RANK = (Role.VIEWER, Role.MEMBER, Role.ADMIN)
 
 
 async def create(name: str, role: Role) -> tuple[ApiKey, str]:
@@ -68,6 +69,17 @@ async def viewers_of(texts: Collection[str]) -> dict[str, Viewer]:
 
 def _viewer(key: ApiKey) -> Viewer:
     return Viewer(ActorKind.API_KEY, key.name, key.name, key.role)
+
+
+async def roles_of(user_ids: Collection[str]) -> dict[str, Role]:
+    """The highest role that each of these users has a valid key for; without those who have none.
+
+    `user_ids` are the ids of viewers that came by a key.
+    """
+    found: dict[str, Role] = {}
+    for key in await ApiKey.filter(name__in=list(user_ids), revoked_at=None):
+        found[key.name] = max(key.role, found.get(key.name, key.role), key=RANK.index)
+    return found
 
 
 def _hash(text: str) -> str:

@@ -175,6 +175,13 @@ async def log_entry(viewer: Viewer, seq: int) -> JobLog | None:
     return row if row and viewer.sees(row.job) else None
 
 
+async def log_entries(viewer: Viewer, seqs: Sequence[int]) -> list[JobLog | None]:
+    """The entries that the viewer sees, in the order asked for."""
+    query = JobLog.filter(seq__in=seqs).select_related("job")
+    found = {row.seq: row async for row in query if viewer.sees(row.job)}
+    return [found.get(seq) for seq in seqs]
+
+
 async def criteria_sets(ids: Sequence[UUID]) -> list[CriteriaSet | None]:
     found = {row.id: row async for row in CriteriaSet.filter(id__in=ids)}
     return [found.get(id) for id in ids]

@@ -24,6 +24,7 @@ class Options:
     """Limits of executions, from the settings."""
 
     allow_private_agents: bool = False
+    allow_private_webhooks: bool = False
     agent_tries: int = 4
     retry_initial_seconds: float = 0.5
     retry_max_seconds: float = 30.0

@@ -41,8 +41,17 @@ PATH = "/graphql"
 
 def allows_private_agents(settings: Settings) -> bool:
     """What is set, else whether this is a trial on one's own machine."""
-    if settings.allow_private_agents is not None:
-        return settings.allow_private_agents
+    chosen = settings.allow_private_agents
+    return _is_trial(settings) if chosen is None else chosen
+
+
+def allows_private_webhooks(settings: Settings) -> bool:
+    """The same for webhooks."""
+    chosen = settings.allow_private_webhooks
+    return _is_trial(settings) if chosen is None else chosen
+
+
+def _is_trial(settings: Settings) -> bool:
     return settings.on_sqlite and is_loopback(settings.host)
 
 
@@ -55,8 +64,12 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
     guard = Guard.of(settings)
 
     async def services(app: web.Application) -> AsyncIterator[None]:
-        allowed = allows_private_agents(settings)
-        async with runtime(settings, allow_private_agents=allowed, work=work) as rt:
+        async with runtime(
+            settings,
+            allow_private_agents=allows_private_agents(settings),
+            allow_private_webhooks=allows_private_webhooks(settings),
+            work=work,
+        ) as rt:
             app[RUNTIME] = rt
             app[VIEW] = View(rt, known.gate, sessions, pages, guard, failures_of(settings))
             known.rt = rt

@@ -246,7 +246,11 @@ async def _working(settings: Settings) -> None:
     known = Health.of(settings)
     async with (
         AsyncExitStack() as probes,  # they answer until the last execution has ended
-        runtime(settings, allow_private_agents=bool(settings.allow_private_agents)) as known.rt,
+        runtime(
+            settings,
+            allow_private_agents=bool(settings.allow_private_agents),
+            allow_private_webhooks=bool(settings.allow_private_webhooks),
+        ) as known.rt,
     ):
         if settings.worker_port is not None:
             listening = _listening(create_probes(known), settings.host, settings.worker_port)

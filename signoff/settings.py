@@ -76,6 +76,19 @@ class Settings(BaseSettings):
         description="Call agents on private and loopback addresses. Default: on for `serve` with "
         "SQLite on a loopback address, else off.",
     )
+    allow_private_webhooks: bool | None = Field(
+        default=None,
+        description="The same for webhooks, which every member can make, not only admins.",
+    )
+    webhook_timeout_seconds: float = Field(
+        default=15, ge=0.1, le=300, description="For one request to a webhook."
+    )
+    webhook_keep_days: int = Field(
+        default=30,
+        ge=2,
+        le=3650,
+        description="How long deliveries to webhooks are kept, and events for those disabled.",
+    )
     agent_tries: int = Field(
         default=4, ge=1, le=20, description="Requests to an agent within one attempt, at most."
     )
@@ -119,8 +132,8 @@ class Settings(BaseSettings):
         default=5,
         ge=0,
         le=1000,
-        description="After how many failed calls in a row an agent is left alone for a while; 0 "
-        "turns that off.",
+        description="After how many failed calls in a row an agent or a webhook is left alone for "
+        "a while; 0 turns that off.",
     )
     circuit_seconds: float = Field(
         default=30,

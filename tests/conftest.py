@@ -124,7 +124,7 @@ async def browser_page() -> AsyncIterator[browsers.WatchedPage]:
 async def rt(database_url: str, tmp_path: Path) -> AsyncIterator[Runtime]:
     """Everything started on a database of the test's own; agents on loopback may be called."""
     settings = settings_for(database_url, tmp_path)
-    async with runtime(settings, allow_private_agents=True) as running:
+    async with runtime(settings, allow_private_agents=True, allow_private_webhooks=True) as running:
         yield running
 
 

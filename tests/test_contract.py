@@ -39,6 +39,9 @@ def test_the_committed_schema_is_the_schema() -> None:
     assert SDL_FILE.read_text("utf-8") == sdl(), "run: signoff schema > schema.graphql"
 
 
+OUTCOMES = {"Job", "Agent", "JobLog", "AgentTest", "NewWebhook", "Webhook", "WebhookDelivery"}
+
+
 def test_each_mutation_returns_a_union_of_its_own_whose_failures_are_errors() -> None:
     error = SCHEMA.type_map["Error"]
     for name, field in root("Mutation").items():
@@ -47,7 +50,7 @@ def test_each_mutation_returns_a_union_of_its_own_whose_failures_are_errors() ->
         assert union.name == f"{name[0].upper()}{name[1:]}Result"
         errors = [each for each in union.types if error in each.interfaces]
         (outcome,) = [each for each in union.types if each not in errors]
-        assert outcome.name in {"Job", "Agent", "JobLog", "AgentTest"}, name
+        assert outcome.name in OUTCOMES, name
         assert "Forbidden" in {each.name for each in errors}
 
 
@@ -133,6 +136,8 @@ ORDERS = {
     "workers": ["id"],
     "timers": ["at", "id"],
     "job_dependencies": ["job_id", "depends_on_id"],
+    "webhooks": ["created_at", "id"],
+    "webhook_deliveries": ["webhook_id", "state", "next_attempt_at", "seq"],
 }
 """What each table is read by, most of the time."""
 

@@ -47,6 +47,13 @@ TABLE: dict[str, set[Role]] = {
     "agents": EVERYBODY,
     "viewer": EVERYBODY,
     "jobStatusChanged": EVERYBODY,
+    "webhook": WRITERS,
+    "webhooks": WRITERS,
+    "saveWebhook": WRITERS,
+    "rotateWebhookSecret": WRITERS,
+    "deleteWebhook": WRITERS,
+    "testWebhook": WRITERS,
+    "redeliverWebhook": WRITERS,
     "createJob": WRITERS,
     "updateJob": WRITERS,
     "assignJob": WRITERS,
@@ -74,7 +81,10 @@ QUERIES = {
     "agent": "query($agentId: ID!) { agent(id: $agentId) { id } }",
     "agents": "{ agents { nodes { id } } }",
     "viewer": "{ viewer { role } }",
+    "webhook": "query($id: ID!) { webhook(id: $id) { id } }",
+    "webhooks": "{ webhooks { nodes { id } } }",
 }
+NO_WEBHOOK = "webhook_" + "0" * 32
 
 
 def definition(kind: str) -> StrawberryObjectDefinition:
@@ -119,6 +129,11 @@ def inputs(job_id: str, agent_id: str, attempt_id: str) -> dict[str, Json]:
         "setAgentAvailability": {"id": agent_id, "availability": "ACTIVE"},
         "resetAgentCircuit": {"id": agent_id},
         "testAgent": {"id": agent_id, "input": 1},
+        "saveWebhook": {"input": {"url": "http://127.0.0.1:9/", "types": ["NOTE"]}},
+        "rotateWebhookSecret": {"id": NO_WEBHOOK, "overlapSeconds": 0},
+        "deleteWebhook": {"id": NO_WEBHOOK},
+        "testWebhook": {"id": NO_WEBHOOK},
+        "redeliverWebhook": {"deliveryId": "delivery_" + "0" * 32},
     }
 
 

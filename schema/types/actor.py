@@ -25,6 +25,10 @@ class Actor:
         id = strawberry.ID(row.created_by_id)
         return cls(kind=row.created_by_kind, id=id, name=row.created_by_name)
 
+    @classmethod
+    def of_webhook(cls, row: models.Webhook) -> Self:
+        return cls(kind=row.owner_kind, id=strawberry.ID(row.owner_id), name=row.owner_name)
+
 
 @strawberry.type(description="The caller.")
 class Viewer:

@@ -37,6 +37,11 @@ JOB = """
     criteria { version text passThreshold items { key text kind config weight required } }
 """
 READ_JOB = f"query($id: ID!) {{ job(id: $id) {{ {JOB} logs {{ nodes {{ id type message }} }} }} }}"
+WEBHOOK = """
+    id url types where enabled disabledReason oldSecretUntil circuit { state failures reason }
+    owner { kind id name }
+"""
+DELIVERY = "id type state attempts statusCode error attemptedAt nextAttemptAt createdAt"
 SELECTIONS = {
     "Job": f"{JOB} availableActions {{ action allowed reason }}",
     "Agent": """
@@ -55,6 +60,9 @@ SELECTIONS = {
     "LimitExceeded": "code message limit",
     "NotFound": "code message id",
     "SchemaMismatch": "code message pointer keyword",
+    "NewWebhook": f"secret webhook {{ {WEBHOOK} }}",
+    "Webhook": WEBHOOK,
+    "WebhookDelivery": DELIVERY,
     "VersionConflict": "code message expected actual current { id version }",
 }
 
