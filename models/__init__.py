@@ -24,8 +24,10 @@ from models.queue_entry import QueueEntry, QueueState
 from models.timer import Timer, TimerKind
 from models.verdict import CriterionKind, Verdict, VerdictOutcome
 from models.worker import Worker
+from models.workspace import DEFAULT_WORKSPACE, Workspace
 
 __all__ = [
+    "DEFAULT_WORKSPACE",
     "ActorKind",
     "Agent",
     "AgentAvailability",
@@ -55,6 +57,7 @@ __all__ = [
     "Verdict",
     "VerdictOutcome",
     "Worker",
+    "Workspace",
     "jsontext",
     "statements",
 ]
