@@ -48,7 +48,10 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
 
     async def services(app: web.Application) -> AsyncIterator[None]:
         allowed = allows_private_agents(settings)
-        async with runtime(settings, allow_private_agents=allowed, work=work) as rt:
+        async with (
+            runtime(settings, allow_private_agents=allowed, work=work) as rt,
+            known.gate.uses.written(),
+        ):
             app[RUNTIME] = rt
             app[VIEW] = View(rt, known.gate)
             known.rt = rt

@@ -1,4 +1,4 @@
-"""Who calls: an API key, or on a loopback address without any key made yet, the local admin."""
+"""Who calls: an API key, a token of an OIDC issuer, or on one's own machine the local admin."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import ipaddress
 import time
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from services import keys
 from services.actors import LOCAL_ADMIN, Viewer
 from services.errors import Unauthenticated
+from services.key_uses import KeyUses
 
 BEARER = "bearer "
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "Via")
@@ -19,17 +21,31 @@ KEYLESS_SECONDS = 0.5
 """How soon the first key, made by another process, closes the door."""
 
 
+class Tokens(Protocol):
+    """What takes bearer tokens that are no API keys."""
+
+    async def viewer_of(self, text: str, *, members_see_workspace: bool) -> Viewer:
+        """Raises `Unauthenticated`."""
+        ...
+
+
 class Gate:
     """Lets callers in.
 
     `local` is whether the server listens on a loopback address only. As long as no key
-    was made there, whoever is on this machine is the admin.
+    was made there, and tokens are not taken, whoever is on this machine is the admin.
+    `tokens` takes those of an OIDC issuer.
     """
 
-    def __init__(self, *, local: bool) -> None:
+    def __init__(
+        self, *, local: bool, members_see_workspace: bool = False, tokens: Tokens | None = None
+    ) -> None:
         self._local = local
-        self._keys_made = False
+        self._members_see_workspace = members_see_workspace
+        self._tokens = tokens
+        self._keys_made = tokens is not None
         self._looked_at = -KEYLESS_SECONDS
+        self.uses = KeyUses()
 
     async def viewer(self, authorization: str | None, headers: Mapping[str, str]) -> Viewer:
         """The caller of a request with these headers.
@@ -39,7 +55,7 @@ class Gate:
         if authorization is not None:
             if not authorization.lower().startswith(BEARER):
                 raise Unauthenticated("Send the API key as “Authorization: Bearer signoff_…”.")
-            return await keys.viewer_of(authorization[len(BEARER) :].strip())
+            return await self._bearer(authorization[len(BEARER) :].strip())
         if await self._locked():
             raise Unauthenticated("Send an API key as “Authorization: Bearer signoff_…”.")
         proxied = any(name in headers for name in PROXY_HEADERS)
@@ -49,6 +65,14 @@ class Gate:
             "Without a key this server answers only to localhost, and to no proxy; "
             "make a key with “signoff keys create”."
         )
+
+    async def _bearer(self, text: str) -> Viewer:
+        see = self._members_see_workspace
+        if self._tokens is not None and not text.startswith(keys.PREFIX):
+            return await self._tokens.viewer_of(text, members_see_workspace=see)
+        key = await keys.key_of(text)
+        self.uses.note(key)
+        return keys.viewer_of(key, members_see_workspace=see)
 
     async def _locked(self) -> bool:
         """Whether there is any key; once there was one, there is no way back."""
@@ -75,6 +99,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def is_safe(url: str) -> bool:
+    """Whether nobody on the way can answer in the place of what is there."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.netloc))
 
 
 def same_origin(headers: Mapping[str, str]) -> bool:

@@ -243,6 +243,7 @@ async def _working(settings: Settings) -> None:
     async with (
         AsyncExitStack() as probes,  # they answer until the last execution has ended
         runtime(settings, allow_private_agents=bool(settings.allow_private_agents)) as known.rt,
+        known.gate.uses.written(),
     ):
         if settings.worker_port is not None:
             listening = _listening(create_probes(known), settings.host, settings.worker_port)

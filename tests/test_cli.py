@@ -24,6 +24,7 @@ from cryptography.fernet import Fernet
 
 from models import Agent
 from services import agents
+from services.actors import LOCAL_ADMIN
 from services.agents import SaveAgent
 from services.runtime import Runtime
 from signoff import sample
@@ -418,7 +419,7 @@ async def test_no_sample_agent_beside_the_users_own(rt: Runtime) -> None:
     assert moved is not None
     assert moved.endpoint_url == "http://127.0.0.1:2/sample-agent"
     mine = {"id": moved.id, "name": "Mine", "endpoint_url": "http://127.0.0.1:9/"}
-    await agents.save(rt, SaveAgent.model_validate(mine))
+    await agents.save(rt, LOCAL_ADMIN, SaveAgent.model_validate(mine))
     assert await sample.register(rt, "http://127.0.0.1:3") is None
     assert await Agent.all().values_list("name", flat=True) == ["Mine"]
 
