@@ -5,6 +5,8 @@ from __future__ import annotations
 from models import Workspace, statements
 from services.errors import InvalidInput
 
+DEFAULT_NAME = "default"
+
 
 async def create(name: str) -> Workspace:
     """Raises `InvalidInput`."""

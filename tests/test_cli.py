@@ -347,7 +347,7 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path, shell: Shell) -> None:
     assert (code, err) == (0, "Keep it now: it is not shown again.\n")
     listed = shell.done("keys", "list")
     assert key not in listed
-    assert re.fullmatch(rf"{key[:14]}…  MEMBER  active +Mia M\.\n", listed)
+    assert re.fullmatch(rf"{key[:14]}…  MEMBER  active +never used +Mia M\.\n", listed)
     assert shell.done("keys", "revoke", key[:14]) == "Revoked the key of Mia M..\n"
     assert "revoked 20" in shell.done("keys", "list")
     for prefix in (key[:14], "signoff_"):
