@@ -46,7 +46,7 @@ class Health:
         gate = Gate(
             local=is_loopback(settings.host),
             members_see_workspace=settings.members_see == "workspace",
-            tokens=oidc.tokens(settings),
+            tokens=oidc.of(settings),
         )
         return cls(gate, settings.metrics_open)
 

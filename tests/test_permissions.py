@@ -46,6 +46,7 @@ TABLE: dict[str, set[Role]] = {
     "agent": EVERYBODY,
     "agents": EVERYBODY,
     "viewer": EVERYBODY,
+    "apiKeys": ADMINS,
     "jobStatusChanged": EVERYBODY,
     "createJob": WRITERS,
     "updateJob": WRITERS,
@@ -65,6 +66,8 @@ TABLE: dict[str, set[Role]] = {
     "setAgentAvailability": ADMINS,
     "resetAgentCircuit": ADMINS,
     "testAgent": ADMINS,
+    "createApiKey": ADMINS,
+    "revokeApiKey": ADMINS,
 }
 QUERIES = {
     "node": "query($id: ID!) { node(id: $id) { id } }",
@@ -74,6 +77,7 @@ QUERIES = {
     "agent": "query($agentId: ID!) { agent(id: $agentId) { id } }",
     "agents": "{ agents { nodes { id } } }",
     "viewer": "{ viewer { role } }",
+    "apiKeys": "{ apiKeys { nodes { id } } }",
 }
 
 
@@ -119,6 +123,8 @@ def inputs(job_id: str, agent_id: str, attempt_id: str) -> dict[str, Json]:
         "setAgentAvailability": {"id": agent_id, "availability": "ACTIVE"},
         "resetAgentCircuit": {"id": agent_id},
         "testAgent": {"id": agent_id, "input": 1},
+        "createApiKey": {"input": {"name": "Eve", "role": "VIEWER"}},
+        "revokeApiKey": {"id": "key_" + "0" * 32},
     }
 
 

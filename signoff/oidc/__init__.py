@@ -7,7 +7,7 @@ from signoff.settings import Settings
 from signoff.wiring import BadSettings
 
 
-def tokens(settings: Settings) -> Tokens | None:
+def of(settings: Settings) -> Tokens | None:
     """None where no issuer is set: then nothing of the extra is imported."""
     if settings.oidc_issuer is None:
         return None

@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 import structlog
 from joserfc import jws, jwt
 from joserfc.errors import JoseError
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from models import DEFAULT_WORKSPACE, ActorKind, Role
 from services import workspaces
@@ -68,6 +68,8 @@ class OidcTokens:
         try:
             claims = await self._claims(text)
             return await self._viewer(claims, see=members_see_workspace)
+        except ValidationError:
+            reason = "a claim is not of the form that it must have"
         # Whatever a token makes a library stumble over, it is not accepted.
         except (Refused, JoseError, ValueError, TypeError, KeyError, ArithmeticError) as error:
             reason = str(error)[:200] or type(error).__name__
