@@ -282,7 +282,8 @@ async def test_an_admins_key_for_some_owners_acts_on_their_jobs_alone(
 async def test_a_narrowed_key_manages_no_keys(client: Client, database_url: str) -> None:
     admin = await make_key(database_url, "Ada", Role.ADMIN)
     known = (await gql(client, KEYS, admin))["apiKeys"]["nodes"][0]["id"]
-    for scope in ({"agents": []}, {"owners": []}, {"owners": ["Mia"]}):
+    scopes: list[Json] = [{"agents": []}, {"owners": []}, {"owners": ["Mia"]}]
+    for scope in scopes:
         key = await make_key(database_url, "Ada", Role.ADMIN, **scope)
         new = {"name": "Eve", "role": "ADMIN"}
         for name, given in (("createApiKey", {"input": new}), ("revokeApiKey", {"id": known})):

@@ -33,7 +33,7 @@ from tests.support.sockets import connected, streaming
 
 
 def taker(issuer: Issuer, **changes: Any) -> OidcTokens:
-    given = {"oidc_issuer": issuer.url, "oidc_audience": AUDIENCE} | changes
+    given: dict[str, Any] = {"oidc_issuer": issuer.url, "oidc_audience": AUDIENCE} | changes
     made = oidc.of(Settings(**given))
     assert isinstance(made, OidcTokens)
     made.keys.pause_seconds = 0
@@ -74,7 +74,7 @@ async def test_every_algorithm_that_is_set_is_taken_and_no_other(issuer: Issuer)
     issuer.publish(rsa("one"), ec("two"), p384, p521)
     fit = {"RS": rsa("one"), "PS": rsa("one"), "ES256": ec("two"), "ES384": p384, "ES512": p521}
     every = [kind + size for kind in ("RS", "PS", "ES") for size in ("256", "384", "512")]
-    made = {}
+    made: dict[str, str] = {}
     for algorithm in every:
         key = fit.get(algorithm) or fit[algorithm[:2]]
         header = {"alg": algorithm, "kid": str(key.kid)}
@@ -351,7 +351,7 @@ async def test_a_key_that_was_withdrawn_is_forgotten(issuer: Issuer) -> None:
     issuer.publish(rsa("three"))
     assert await let_in(taking, token)  # it is looked after in the background
     await holds(lambda: issuer.fetched.count("keys") >= 2)
-    await holds(lambda: taking.keys._fetching is not None and taking.keys._fetching.done())
+    await holds(lambda: taking.keys.fetching is not None and taking.keys.fetching.done())
     await refused(taking, token)
 
 
@@ -379,7 +379,7 @@ async def test_a_failing_issuer_does_not_lock_out_known_keys(issuer: Issuer, wha
         await refused(taking, issuer.token(rsa("three")))
     issuer.told = None
     issuer.publish(rsa("three"))
-    await holds(lambda: taking.keys._fetching is not None and taking.keys._fetching.done())
+    await holds(lambda: taking.keys.fetching is not None and taking.keys.fetching.done())
     assert await let_in(taking, issuer.token(rsa("three")))
 
 
@@ -435,7 +435,7 @@ async def test_a_configuration_of_somebody_else_is_not_followed(
 async def serving(
     url: str, folder: Path, start: AiohttpClient, issuer: Issuer, **changes: Any
 ) -> AsyncGenerator[Client]:
-    given = {"oidc_issuer": issuer.url, "oidc_audience": AUDIENCE} | changes
+    given: dict[str, Any] = {"oidc_issuer": issuer.url, "oidc_audience": AUDIENCE} | changes
     yield await start(create_app(settings_for(url, folder, **given)))
 
 

@@ -47,7 +47,7 @@ class IssuerKeys:
     _keys: list[Key] = field(default_factory=list[Key])
     _asked_at: float = float("-inf")
     _fetched_at: float = float("-inf")
-    _fetching: asyncio.Task[None] | None = None
+    fetching: asyncio.Task[None] | None = None
 
     async def find(self, kid: str | None, algorithm: str) -> Key | None:
         """The key for a token with this header; without `kid` the only one that fits."""
@@ -72,15 +72,15 @@ class IssuerKeys:
     async def _refreshed(self) -> None:
         """Return when a fetch under way, or a new one if it is time for it, has ended."""
         self._refresh()
-        if self._fetching is not None:
-            await asyncio.shield(self._fetching)  # others wait for it too
+        if self.fetching is not None:
+            await asyncio.shield(self.fetching)  # others wait for it too
 
     def _refresh(self) -> None:
-        running = self._fetching is not None and not self._fetching.done()
+        running = self.fetching is not None and not self.fetching.done()
         now = time.monotonic()
         if not running and now - self._asked_at >= self.pause_seconds:
             self._asked_at = now
-            self._fetching = asyncio.create_task(self._try_to_fetch())
+            self.fetching = asyncio.create_task(self._try_to_fetch())
 
     async def _try_to_fetch(self) -> None:
         try:
