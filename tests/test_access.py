@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
 
 from models import Role, statements
 from signoff.postgres import BatchingClient
@@ -213,32 +214,48 @@ async def everything(world: World) -> list[Json]:
 # What is not there
 
 MISSING = Target("job_" + "f" * 32, "attempt_" + "f" * 32, "agent_" + "f" * 32, "key_" + "f" * 32)
-BACKGROUND = ("workers", "timers", "queue_entries", "tortoise_migrations")
 Sent = Callable[[], list[str]]
 
 
+class Statements(logging.Handler):
+    """The SQL that requests send, by Tortoise or directly; what a worker sends is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.note(record.getMessage().split(":")[0])
+
+    def note(self, sql: str) -> None:
+        if "request_id" in structlog.contextvars.get_contextvars():
+            self.sent.append(sql)
+
+    def taken(self) -> list[str]:
+        """Those since the last call; what is asked for at once comes in any order."""
+        found, self.sent = sorted(self.sent), []
+        return found
+
+
 @contextmanager
-def watched(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Generator[Sent]:
-    """The SQL of operations since the last call, in order; a worker's own is left out."""
-    caplog.set_level(logging.DEBUG, logger="tortoise.db_client")
-    direct: list[str] = []
+def watched(monkeypatch: pytest.MonkeyPatch) -> Generator[Sent]:
+    seen, logger = Statements(), logging.getLogger("tortoise.db_client")
+    level = logger.level
     with monkeypatch.context() as patched:
         for client in (DirectClient, BatchingClient):
-            patched.setattr(client, "fetch", _recording(client.fetch, direct))
-
-        def sent() -> list[str]:
-            logged = [r.getMessage() for r in caplog.records if r.name == "tortoise.db_client"]
-            found = [sql.split(":")[0] for sql in logged] + direct
-            caplog.clear()
-            direct.clear()
-            return sorted(sql for sql in found if not any(f'"{t}"' in sql for t in BACKGROUND))
-
-        yield sent
+            patched.setattr(client, "fetch", _recording(client.fetch, seen))
+        logger.setLevel(logging.DEBUG)
+        logger.addHandler(seen)
+        try:
+            yield seen.taken
+        finally:
+            logger.removeHandler(seen)
+            logger.setLevel(level)
 
 
-def _recording(fetch: Any, into: list[str]) -> Any:
+def _recording(fetch: Any, seen: Statements) -> Any:
     async def recorded(self: Any, sql: str, *values: Any) -> Sequence[statements.Row]:
-        into.append(sql)
+        seen.note(sql)
         return await fetch(self, sql, *values)
 
     return recorded
@@ -246,14 +263,14 @@ def _recording(fetch: Any, into: list[str]) -> Any:
 
 @pytest.mark.parametrize("caller", ["member", "owners", "foreign"])
 async def test_what_is_others_answers_as_what_is_not_there(
-    world: World, caller: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: World, caller: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same bytes but for the id, by the same statements."""
     theirs, missing = requests(world.at), requests(MISSING)
     names = [name for name, row in TABLE.items() if row.expected()[caller] == GONE]
     assert len(names) > 10
     key = world.key(caller)
-    with watched(monkeypatch, caplog) as sent:
+    with watched(monkeypatch) as sent:
         for name in names:
             ask = over_sse if kind_of(name) == "subscription" else over_http
             answers: list[str] = []
