@@ -362,6 +362,28 @@ def test_a_name_that_is_nobodys_gets_no_key(shell: Shell) -> None:
     assert shell.done("keys").startswith("No keys yet.")
 
 
+def test_keys_are_narrowed_and_end_and_are_for_a_workspace(shell: Shell) -> None:
+    assert shell.done("workspaces", "create", "acme") == "Made the workspace “acme”.\n"
+    assert shell.refusal("workspaces", "create", "acme").startswith("name: a workspace “acme”")
+    listed = shell.done("workspaces")
+    assert re.fullmatch(r"[\d-]{10}  default\n[\d-]{10}  acme\n", listed)
+    make = ("keys", "create", "--role", "admin", "--name", "bob")
+    shell.done(*make, "--workspace", "acme", "--expires", "30d", "--owners", "mia, olaf")
+    listed = shell.done("keys", "list")
+    assert re.fullmatch(
+        r"signoff_\w+…  ADMIN   until [\d-]{10} +never used +bob  in acme\n", listed
+    )
+    line = shell.refusal(*make, "--workspace", "nowhere")
+    assert line == "there is no workspace “nowhere”; see: signoff workspaces list"
+    line = shell.refusal(*make, "--agents", "agent_" + "0" * 32)
+    assert line == "input.agentIds.0: there is no such agent"
+    for wrong in (("--expires", "3y"), ("--expires", "0d"), ("--agents", "job_1")):
+        code, out, err = shell.run(*make, *wrong)
+        assert (code, out) == (2, ""), wrong
+        assert "must be" in err or "is not the id of an agent" in err
+    assert shell.done("keys") == listed
+
+
 # Servers
 
 VIEWER = "{ viewer { name role } }"
