@@ -146,8 +146,9 @@ async def _refusal(health: Health, request: web.Request) -> web.Response | None:
     except Exception:
         logger.exception("keys cannot be read")
         return failure(503, SILENT, ErrorCode.UNAVAILABLE)
-    everywhere = viewer.workspace_id == DEFAULT_WORKSPACE and not viewer.is_scoped
-    if viewer.is_admin and everywhere:
+    if not viewer.is_admin:
+        return failure(403, "Metrics are for admins.", ErrorCode.FORBIDDEN)
+    if viewer.workspace_id == DEFAULT_WORKSPACE and not viewer.is_scoped:
         return None
     message = "Metrics count what all workspaces do: they are for admins of the default one."
     return failure(403, message, ErrorCode.FORBIDDEN)

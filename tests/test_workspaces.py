@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
@@ -271,8 +272,8 @@ async def test_what_was_there_before_is_in_the_default_workspace(empty_database_
         assert [job.id for job in page.rows] == [job_id]
         agent = await agents.get(viewer, agent_id)
         assert (agent.name, agent.idempotent) == ("Ada", True)
-        twin = await Agent.get(id=agent_id).values()
-        await Agent.create(**twin | {"id": uuid7(), "workspace_id": 2})
+        twin: dict[str, Any] = dict(await Agent.get(id=agent_id).values())
+        await Agent(**twin | {"id": uuid7(), "workspace_id": 2}).save(force_create=True)
         known = await idempotency._known(viewer, command)  # pyright: ignore[reportPrivateUsage]
         assert known is not None
         assert known.id == job_id

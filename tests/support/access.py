@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from graphql import (
     GraphQLField,
@@ -151,7 +151,7 @@ def document(name: str, depth: int = 1) -> str:
 
 
 def _named(type_: Any) -> GraphQLNamedType:
-    return get_named_type(type_)
+    return cast("GraphQLNamedType", get_named_type(type_))
 
 
 def selection(type_: GraphQLNamedType, depth: int) -> str:
@@ -170,7 +170,7 @@ def selection(type_: GraphQLNamedType, depth: int) -> str:
 
 def _selected(owner: str, name: str, field: GraphQLField, depth: int) -> str:
     inner = _named(field.type)
-    wanted = any(str(each.type).endswith("!") for each in field.args.values())
+    wanted = any(str(cast("Any", each).type).endswith("!") for each in field.args.values())
     alias = f"{owner}_{name}"  # members of a union give one name different types
     if is_leaf_type(inner):
         return f"{alias}: {name}"
