@@ -57,7 +57,10 @@ class Gate:
                 raise Unauthenticated("Send the API key as “Authorization: Bearer signoff_…”.")
             return await self._bearer(authorization[len(BEARER) :].strip())
         if await self._locked():
-            raise Unauthenticated("Send an API key as “Authorization: Bearer signoff_…”.")
+            or_token = ", or a token of the issuer" if self._tokens else ""
+            raise Unauthenticated(
+                f"Send an API key as “Authorization: Bearer signoff_…”{or_token}."
+            )
         proxied = any(name in headers for name in PROXY_HEADERS)
         if self._local and not proxied and is_loopback(headers.get("Host", "")):
             return LOCAL_ADMIN
