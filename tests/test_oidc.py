@@ -447,8 +447,8 @@ async def test_tokens_open_a_server_over_every_transport_and_keys_do_too(
     async with serving(database_url, tmp_path, aiohttp_client, issuer) as client:
         assert (await answer(client, who))["errors"] == [
             {
-                "message": "Send an API key as “Authorization: Bearer signoff_…”, or a token of the "
-                "issuer.",
+                "message": "Send an API key as “Authorization: Bearer signoff_…”, or a token of "
+                "the issuer.",
                 "extensions": {"code": "UNAUTHENTICATED"},
             }
         ]
