@@ -210,9 +210,8 @@ async def measure_alone(database_url: str | None, count: int) -> None:
 
 async def made_alone(rt: Runtime, count: int) -> list[Job]:
     url = f"http://127.0.0.1:{AGENT_PORT}/"
-    saved = await agents.save(
-        rt, SaveAgent(name=f"alone {time.time()}", endpoint_url=url, max_concurrency=200)
-    )
+    command = SaveAgent(name=f"alone {time.time()}", endpoint_url=url, max_concurrency=200)
+    saved = await agents.save(rt, LOCAL_ADMIN, command)
     draft = {
         "name": "benchmark",
         "acceptance_criteria": {"items": [dict(each) for each in CRITERIA]},

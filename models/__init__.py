@@ -26,8 +26,10 @@ from models.verdict import CriterionKind, Verdict, VerdictOutcome
 from models.webhook import Webhook
 from models.webhook_delivery import WebhookDelivery, WebhookDeliveryState
 from models.worker import Worker
+from models.workspace import DEFAULT_WORKSPACE, Workspace
 
 __all__ = [
+    "DEFAULT_WORKSPACE",
     "ActorKind",
     "Agent",
     "AgentAvailability",
@@ -60,6 +62,7 @@ __all__ = [
     "WebhookDelivery",
     "WebhookDeliveryState",
     "Worker",
+    "Workspace",
     "jsontext",
     "statements",
 ]

@@ -6,6 +6,7 @@ from tortoise.indexes import Index
 from models.api_key import Role
 from models.base import InstantField, Table, now
 from models.job import ActorKind
+from models.workspace import DEFAULT_WORKSPACE
 
 
 class Webhook(Table):
@@ -15,6 +16,7 @@ class Webhook(Table):
     as in `AgentGate`; `failing_since` is when the failures in a row began.
     """
 
+    workspace_id = fields.IntField(default=DEFAULT_WORKSPACE)
     owner_kind = fields.CharEnumField(ActorKind, max_length=16, description="ActorKind")
     owner_id = fields.CharField(max_length=200)
     owner_name = fields.CharField(max_length=200)
@@ -41,6 +43,8 @@ class Webhook(Table):
         table = "webhooks"
         table_description = "Addresses that hear of events"
         indexes = (
-            Index(fields=("created_at", "id"), name="ix_webhooks_created"),
-            Index(fields=("owner_id", "created_at", "id"), name="ix_webhooks_owner"),
+            Index(fields=("workspace_id", "created_at", "id"), name="ix_webhooks_created"),
+            Index(
+                fields=("workspace_id", "owner_id", "created_at", "id"), name="ix_webhooks_owner"
+            ),
         )

@@ -35,7 +35,7 @@ class Loaders:
 
     @cached_property
     def agents(self) -> DataLoader[UUID, Agent | None]:
-        return _batching(agents.get_many)
+        return _batching(partial(agents.seen_by, self._viewer))
 
     @cached_property
     def jobs(self) -> DataLoader[UUID, Job | None]:

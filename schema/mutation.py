@@ -4,7 +4,7 @@ from typing import Annotated, TypeAlias
 
 import strawberry
 
-from resolvers import agents, jobs, webhooks
+from resolvers import agents, jobs, keys, webhooks
 from resolvers.context import Info
 from schema.enums import AgentAvailability
 from schema.errors import (
@@ -22,6 +22,7 @@ from schema.errors import (
 )
 from schema.permissions import ADMINS, MEMBERS
 from schema.types.agent import Agent, AgentTest
+from schema.types.api_key import ApiKey, NewApiKey
 from schema.types.job import Job
 from schema.types.job_log import JobLog
 from schema.types.webhook import NewWebhook, Webhook, WebhookDelivery
@@ -30,6 +31,7 @@ from services.assignment import AssignJob, ReassignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob, Review
 from services.execution import ExecuteJob
 from services.jobs import CreateJob, UpdateJob
+from services.keys import CreateApiKey
 from services.values import Json
 from services.webhooks.hooks import OVERLAP_SECONDS, SaveWebhook
 
@@ -107,6 +109,12 @@ TestWebhookResult: TypeAlias = Annotated[
 RedeliverWebhookResult: TypeAlias = Annotated[
     WebhookDelivery | InvalidInput | NotFound | Forbidden,
     strawberry.union("RedeliverWebhookResult"),
+]
+CreateApiKeyResult: TypeAlias = Annotated[
+    NewApiKey | InvalidInput | Forbidden, strawberry.union("CreateApiKeyResult")
+]
+RevokeApiKeyResult: TypeAlias = Annotated[
+    ApiKey | NotFound | Forbidden, strawberry.union("RevokeApiKeyResult")
 ]
 
 
@@ -246,3 +254,17 @@ class Mutation:
         self, info: Info, delivery_id: strawberry.ID
     ) -> RedeliverWebhookResult:
         return WebhookDelivery.of(await webhooks.redeliver(info, delivery_id))
+
+    @strawberry.mutation(
+        extensions=[ADMINS], description="Make an API key of the caller's workspace; told once."
+    )
+    async def create_api_key(self, info: Info, input: CreateApiKey) -> CreateApiKeyResult:
+        made = await keys.create(info, input)
+        return NewApiKey(api_key=ApiKey.of(made.key), key=made.text)
+
+    @strawberry.mutation(
+        extensions=[ADMINS],
+        description="Take an API key back: it opens nothing any more, from this moment on.",
+    )
+    async def revoke_api_key(self, info: Info, id: strawberry.ID) -> RevokeApiKeyResult:
+        return ApiKey.of(await keys.revoke(info, id))

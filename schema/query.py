@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import strawberry
 
-from resolvers import agents, jobs, logs, nodes, webhooks
+from resolvers import agents, jobs, keys, logs, nodes, webhooks
 from resolvers.context import Info
 from schema.connections import Connection, connection
 from schema.enums import JobLogType
-from schema.permissions import MEMBERS, VIEWERS
+from schema.permissions import ADMINS, MEMBERS, VIEWERS
 from schema.scalars import EventCursor
 from schema.types.actor import Viewer
 from schema.types.agent import Agent
+from schema.types.api_key import ApiKey
 from schema.types.job import Job
 from schema.types.job_log import JobLog
 from schema.types.node import Node
@@ -99,6 +100,19 @@ class Query:
     ) -> Connection[Webhook]:
         window = Window(first, after, last, before)
         return connection(await webhooks.page(info, window), Webhook.of)
+
+    @strawberry.field(
+        extensions=[ADMINS], description="The keys of the caller's workspace, newest first."
+    )
+    async def api_keys(
+        self,
+        info: Info,
+        first: int | None = None,
+        after: str | None = None,
+        last: int | None = None,
+        before: str | None = None,
+    ) -> Connection[ApiKey]:
+        return connection(await keys.page(info, Window(first, after, last, before)), ApiKey.of)
 
     @strawberry.field(extensions=[VIEWERS], description="Who the caller is.")
     async def viewer(self, info: Info) -> Viewer:

@@ -21,6 +21,7 @@ import structlog
 from models import Agent, AgentGate, Webhook, statements
 from models.statements import Statement
 from services import agents, queue
+from services.actors import Viewer
 from services.agent_http import AgentCallFailed, AgentFault
 from services.attempts import Run
 from services.runtime import Runtime
@@ -178,9 +179,9 @@ def _named(agent: Agent) -> dict[str, str]:
 
 
 @atomic
-async def reset(rt: Runtime, agent_id: UUID) -> Agent:
-    """Close a circuit by hand. Raises `NotFound`."""
-    agent = await agents.get(agent_id)
+async def reset(rt: Runtime, viewer: Viewer, agent_id: UUID) -> Agent:
+    """Close a circuit by hand. Raises `NotFound` and `Forbidden`."""
+    agent = await agents.changeable(viewer, agent_id)
     if await statements.fetch(AgentGate, agent_id=agent_id) is not None:
         _close(rt, agent, "an admin closed it", was_open=True)
     return agent

@@ -216,7 +216,7 @@ def listed(where: JobFilter | None, viewer: Viewer) -> Q:
 
 def job_condition(where: JobFilter | None, viewer: Viewer) -> Q:
     """What the viewer may see of what they ask for, archived or not."""
-    parts = [] if viewer.sees_all else [Q(created_by_id=viewer.id)]
+    parts = [viewer.sight.condition()]
     if where is not None:
         _check(where)
         parts.append(_job(where))

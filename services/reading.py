@@ -76,8 +76,9 @@ async def jobs(
     return await fetch(query, _sorts(order), window)
 
 
-async def agents(where: AgentFilter | None, window: Window) -> Page[Agent]:
-    return await fetch(Agent.filter(agent_condition(where)), NEWEST, window)
+async def agents(viewer: Viewer, where: AgentFilter | None, window: Window) -> Page[Agent]:
+    query = Agent.filter(agent_condition(where), workspace_id=viewer.workspace_id)
+    return await fetch(query, NEWEST, window)
 
 
 async def jobs_of_agent(
@@ -115,8 +116,8 @@ async def logs(
     `until` is the position up to which the log is complete: a reader who goes on after the
     last entry of a page must not have passed one that was still to come.
     """
-    query = JobLog.filter(seq__lte=until)
-    if where is not None or not viewer.sees_all:
+    query = JobLog.filter(seq__lte=until, workspace_id=viewer.workspace_id)
+    if where is not None or viewer.sight.owners is not None:
         matching = Job.filter(job_condition(where, viewer)).values("id")
         query = query.filter(job_id__in=Subquery(matching))
     if types:

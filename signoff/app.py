@@ -64,12 +64,13 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
     guard = Guard.of(settings)
 
     async def services(app: web.Application) -> AsyncIterator[None]:
-        async with runtime(
+        started = runtime(
             settings,
             allow_private_agents=allows_private_agents(settings),
             allow_private_webhooks=allows_private_webhooks(settings),
             work=work,
-        ) as rt:
+        )
+        async with started as rt, known.gate.uses.written():
             app[RUNTIME] = rt
             app[VIEW] = View(rt, known.gate, sessions, pages, guard, failures_of(settings))
             known.rt = rt

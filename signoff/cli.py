@@ -8,26 +8,26 @@ import errno
 import gc
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import structlog
 import uvloop
 from aiohttp import web
 from pydantic import ValidationError
 
-from models import Role
 from services import keys
 from services.errors import SignoffError
-from signoff import database, demo, logs, sample
+from signoff import database, demo, key_commands, logs, sample
 from signoff.app import RUNTIME, VIEW, allows_private_agents, create_app, create_probes
 from signoff.auth import is_loopback
 from signoff.database import DatabaseUnavailable
 from signoff.demo import DemoFailed
 from signoff.health import HEALTH, Health
+from signoff.key_commands import Command, Refused
 from signoff.listening import listening
 from signoff.otel import BadTraceSettings
 from signoff.settings import Settings, variable
@@ -36,11 +36,6 @@ from signoff.wiring import BadSettings, runtime
 logger = structlog.get_logger(__name__)
 
 SDL_FILE = Path("schema.graphql")
-T = TypeVar("T")
-
-
-class Refused(Exception):
-    """The command cannot be done; the message is one line that says what to do."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -103,25 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     worker.add_argument("--port", type=int, help="port for /healthz, /readyz and /metrics")
     command("migrate", _migrate, "bring the database up to date, as serve does when it starts")
-    made = command("keys", _list_keys, "make, list and revoke API keys")
-    actions = made.add_subparsers(metavar="ACTION")
-    create = actions.add_parser("create", help="make a key and show it once")
-    create.add_argument("--role", required=True, type=str.upper, choices=[r.value for r in Role])
-    create.add_argument("--name", required=True, help="the user; several keys may share it")
-    create.set_defaults(run=_create_key)
-    actions.add_parser("list", help="list all keys").set_defaults(run=_list_keys)
-    revoke = actions.add_parser("revoke", help="revoke a key")
-    revoke.add_argument("prefix", help="how the key begins, as `keys list` shows it")
-    revoke.set_defaults(run=_revoke_key)
+    key_commands.add(command)
     shown = command("demo", _demo, "drive two jobs through a running server and show each step")
     shown.add_argument("--url", default=demo.DEFAULT_URL, help="the running server")
     shown.add_argument("--key", help="an API key of MEMBER or ADMIN, if the server has keys")
     schema = command("schema", _schema, "print the GraphQL schema")
     schema.add_argument("--check", action="store_true", help="compare it with schema.graphql")
     return parser
-
-
-Command = argparse.ArgumentParser
 
 
 def _serve(given: argparse.Namespace) -> None:
@@ -172,7 +155,7 @@ def _no_address(host: str, port: int, error: OSError) -> str:
 
 async def _refuse_open_door(settings: Settings) -> None:
     """Without any key whoever connects would be the admin: fine on loopback only."""
-    if is_loopback(settings.host):
+    if is_loopback(settings.host) or settings.oidc_issuer is not None:
         return
     await database.migrate(settings.database_url)
     async with database.connected(settings.database_url):
@@ -251,6 +234,7 @@ async def _working(settings: Settings) -> None:
             allow_private_agents=bool(settings.allow_private_agents),
             allow_private_webhooks=bool(settings.allow_private_webhooks),
         ) as known.rt,
+        known.gate.uses.written(),
     ):
         if settings.worker_port is not None:
             listening = _listening(create_probes(known), settings.host, settings.worker_port)
@@ -277,38 +261,6 @@ def _migrate(given: argparse.Namespace) -> None:
     settings = Settings()
     asyncio.run(database.migrate(settings.database_url))
     print("The database is up to date.")
-
-
-def _create_key(given: argparse.Namespace) -> None:
-    _, text = _with_database(lambda: keys.create(given.name, Role(given.role)))
-    print(text)
-    print("Keep it now: it is not shown again.", file=sys.stderr)
-
-
-def _list_keys(given: argparse.Namespace) -> None:
-    made = _with_database(keys.newest)
-    if not made:
-        print("No keys yet. Make one with: signoff keys create --role admin --name you")
-    for key in made:
-        state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "active"
-        print(f"{key.prefix}…  {key.role:6}  {state:18}  {key.name}")
-
-
-def _revoke_key(given: argparse.Namespace) -> None:
-    revoked = _with_database(lambda: keys.revoke(given.prefix))
-    if not revoked:
-        raise Refused(f"no active key begins with {given.prefix}; see: signoff keys list")
-    print(f"Revoked the key of {revoked[0].name}.")
-
-
-def _with_database(do: Callable[[], Awaitable[T]]) -> T:
-    async def work() -> T:
-        url = Settings().database_url
-        await database.migrate(url)
-        async with database.connected(url):
-            return await do()
-
-    return asyncio.run(work())
 
 
 def _demo(given: argparse.Namespace) -> None:

@@ -141,7 +141,7 @@ class Sessions:
         held = [session for session in self._open if session.introduced]
         if not held:
             return
-        viewers = await self.gate.current({session.credential for session in held})
+        viewers = await self.gate.current({each.credential: each.viewer for each in held})
         for session in held:
             viewer = viewers.get(session.credential)
             if viewer is None:
@@ -159,7 +159,7 @@ def client_of(
     request: web.BaseRequest, credential: str | None = None, viewer: Viewer = NOBODY
 ) -> str:
     """Who is counted: the user of a key, else an address."""
-    return f"at {request.remote}" if credential is None else f"user {viewer.id}"
+    return f"at {request.remote}" if credential is None else f"user {viewer.budget}"
 
 
 async def _ended(session: Session, code: int, reason: str) -> None:

@@ -17,8 +17,12 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from signoff.auth import is_safe
+
 ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 DEFAULT_DATABASE = "sqlite://signoff.db"
+ALGORITHM = "(RS|PS|ES)(256|384|512)"
+MEANING = "[^=,]+=(VIEWER|MEMBER|ADMIN)"
 
 
 class Settings(BaseSettings):
@@ -62,6 +66,48 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000_000,
         description="Operations under way on them.",
+    )
+    members_see: Literal["own", "workspace"] = Field(
+        default="own",
+        description="`own` or `workspace`: whose jobs a MEMBER sees; they change own ones only.",
+    )
+    oidc_issuer: str | None = Field(
+        default=None,
+        description="Takes bearer tokens of this OpenID Connect issuer (`iss`, exactly as it stands"
+        " there), with the extra `oidc`.",
+    )
+    oidc_audience: str | None = Field(
+        default=None, description="What tokens must name in `aud`; needed with an issuer."
+    )
+    oidc_jwks_url: str | None = Field(
+        default=None,
+        description="Where the issuer's keys are. Default: as its "
+        "`/.well-known/openid-configuration` says.",
+    )
+    oidc_algorithms: str = Field(
+        default="RS256",
+        pattern=f"^{ALGORITHM}(,{ALGORITHM})*$",
+        description="Algorithms of signatures, with commas: RS, PS and ES with 256, 384 or 512.",
+    )
+    oidc_role_claim: str = Field(
+        default="signoff_role",
+        min_length=1,
+        description="The claim that gives the role: a text or a list of them, by name or by a path "
+        "such as `realm_access.roles`.",
+    )
+    oidc_roles: str = Field(
+        default="VIEWER=VIEWER,MEMBER=MEMBER,ADMIN=ADMIN",
+        pattern=f"^{MEANING}(,{MEANING})*$",
+        description="What its values mean; of several the highest counts, without any the token is "
+        "refused.",
+    )
+    oidc_workspace_claim: str | None = Field(
+        default=None,
+        description="The claim that names the workspace; then tokens without it, or of a workspace "
+        "that does not exist, are refused. Unset: all are of the default one.",
+    )
+    oidc_leeway_seconds: int = Field(
+        default=30, ge=0, le=300, description="How far the issuer's clock may be from ours."
     )
     secret_key: SecretStr | None = Field(
         default=None,
@@ -260,6 +306,18 @@ class Settings(BaseSettings):
                 "SIGNOFF_HEARTBEAT_SECONDS must be at most a third of SIGNOFF_LEASE_SECONDS: "
                 f"{self.heartbeat_seconds} is more than a third of {self.lease_seconds}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_are_for_us(self) -> Self:
+        """A token that was made for somebody else must open nothing here."""
+        if self.oidc_issuer is not None and self.oidc_audience is None:
+            raise ValueError("SIGNOFF_OIDC_ISSUER needs SIGNOFF_OIDC_AUDIENCE: whom tokens are for")
+        for name, url in (("ISSUER", self.oidc_issuer), ("JWKS_URL", self.oidc_jwks_url)):
+            if url is not None and not is_safe(url):
+                raise ValueError(
+                    f"SIGNOFF_OIDC_{name} must begin with https:// (http:// on loopback)"
+                )
         return self
 
     @property

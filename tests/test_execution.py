@@ -30,6 +30,7 @@ from models import (
     jsontext,
 )
 from services import agent_http, agents, assignment, decisions, execution, jobs
+from services.actors import LOCAL_ADMIN
 from services.assignment import AssignJob, ReassignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob, Review
 from services.errors import (
@@ -663,7 +664,7 @@ async def test_resubmission_that_cannot_be_executed_changes_nothing(rt: Runtime)
         agent = await make_agent(rt, fake.url)
         job = await make_job(rt, agent)
         await execute(rt, job)
-    await agents.set_availability(rt, agent.id, AgentAvailability.DISABLED)
+    await agents.set_availability(rt, LOCAL_ADMIN, agent.id, AgentAvailability.DISABLED)
     before = await snapshot(job)
     with pytest.raises(AgentUnavailable):
         await decisions.resubmit(rt, ADMIN, ResubmitJob(id=job.id, reason="Again.", execute=True))
@@ -731,7 +732,7 @@ async def test_agent_that_takes_no_work_is_not_asked(
         agent = await make_agent(rt, fake.url)
         job = await make_job(rt, agent)
         pending = await make_job(rt)
-        await agents.set_availability(rt, agent.id, availability)
+        await agents.set_availability(rt, LOCAL_ADMIN, agent.id, availability)
         before = await snapshot(job), await snapshot(pending), await Job.all().count()
         with pytest.raises(AgentUnavailable) as refused:
             await execute(rt, job)

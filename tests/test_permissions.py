@@ -46,6 +46,7 @@ TABLE: dict[str, set[Role]] = {
     "agent": EVERYBODY,
     "agents": EVERYBODY,
     "viewer": EVERYBODY,
+    "apiKeys": ADMINS,
     "jobStatusChanged": EVERYBODY,
     "webhook": WRITERS,
     "webhooks": WRITERS,
@@ -72,6 +73,8 @@ TABLE: dict[str, set[Role]] = {
     "setAgentAvailability": ADMINS,
     "resetAgentCircuit": ADMINS,
     "testAgent": ADMINS,
+    "createApiKey": ADMINS,
+    "revokeApiKey": ADMINS,
 }
 QUERIES = {
     "node": "query($id: ID!) { node(id: $id) { id } }",
@@ -83,6 +86,7 @@ QUERIES = {
     "viewer": "{ viewer { role } }",
     "webhook": "query($id: ID!) { webhook(id: $id) { id } }",
     "webhooks": "{ webhooks { nodes { id } } }",
+    "apiKeys": "{ apiKeys { nodes { id } } }",
 }
 NO_WEBHOOK = "webhook_" + "0" * 32
 
@@ -134,6 +138,8 @@ def inputs(job_id: str, agent_id: str, attempt_id: str) -> dict[str, Json]:
         "deleteWebhook": {"id": NO_WEBHOOK},
         "testWebhook": {"id": NO_WEBHOOK},
         "redeliverWebhook": {"deliveryId": "delivery_" + "0" * 32},
+        "createApiKey": {"input": {"name": "Eve", "role": "VIEWER"}},
+        "revokeApiKey": {"id": "key_" + "0" * 32},
     }
 
 

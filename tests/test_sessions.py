@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ from tortoise import connections
 
 from models import ApiKey, Role
 from services import keys
-from services.actors import LOCAL_ADMIN
+from services.actors import LOCAL_ADMIN, Viewer
 from signoff import database
 from signoff.app import VIEW, create_app
 from signoff.sessions import Sessions
@@ -129,9 +129,9 @@ async def test_all_keys_are_looked_at_in_one_query(
     asked: list[set[str | None]] = []
     current = sessions(client).gate.current
 
-    async def seen(credentials: set[str | None]) -> Any:
-        asked.append(credentials)
-        return await current(credentials)
+    async def seen(held: Mapping[str | None, Viewer]) -> Any:
+        asked.append(set(held))
+        return await current(held)
 
     async with AsyncExitStack() as stack:
         for key in made * 3:

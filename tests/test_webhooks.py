@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -10,10 +11,10 @@ import pytest
 from standardwebhooks import WebhookVerificationError
 
 from models import JobLog, JobLogType, Role, Webhook, WebhookDelivery, WebhookDeliveryState
-from services import jobs, keys
-from services.errors import InvalidInput
+from services import jobs, keys, workspaces
+from services.errors import Forbidden, InvalidInput, NotFound
 from services.jobs import CreateJob
-from services.paging import encode_position
+from services.paging import Window, encode_position
 from services.runtime import Runtime
 from services.values import public_id
 from services.webhooks import deliveries, hooks, payloads, schedule
@@ -190,10 +191,31 @@ async def change(rt: Runtime, hook: Hook, endpoint: FakeAgent, **given: Any) -> 
 # For whom
 
 
+async def test_a_webhook_hears_of_its_workspace_alone(rt: Runtime) -> None:
+    other = await workspaces.create("other")
+    elsewhere = replace(MEMBER, workspace_id=other.id)
+    async with fake_agent(takes) as endpoint:
+        await make_hook(rt, endpoint.url, ADMIN)
+        foreign = await make_job(rt, viewer=elsewhere, name="foreign")
+        own = await make_job(rt, name="own")
+        assert [event["data"]["name"] for event in await heard(endpoint, 1)] == ["own"]
+        hook = await Webhook.get()
+    assert own.workspace_id == hook.workspace_id
+    assert foreign.workspace_id == other.id
+    for stranger in (replace(ADMIN, workspace_id=other.id), replace(ADMIN, agents=frozenset())):
+        with pytest.raises(NotFound):
+            await hooks.get(stranger, hook.id)
+        assert (await hooks.page(stranger, Window())).rows == []
+    before = await Webhook.all().values()
+    with pytest.raises(Forbidden, match="cannot manage keys or webhooks"):
+        await make_hook(rt, "http://127.0.0.1:9/", replace(MEMBER, agents=frozenset()))
+    assert await Webhook.all().values() == before
+
+
 async def test_a_webhook_tells_what_its_owner_sees_at_that_time(rt: Runtime) -> None:
     for name, role in (("mia", Role.MEMBER), ("olaf", Role.MEMBER), ("ada", Role.ADMIN)):
         await keys.create(name, role)
-    ada = await keys.viewer_of((await keys.create("ada", Role.ADMIN))[1])
+    ada = keys.viewer_of((await keys.create("ada", Role.ADMIN))[0])
     async with fake_agent(takes) as mias, fake_agent(takes) as olafs, fake_agent(takes) as adas:
         mia = await make_hook(rt, mias.url, MEMBER)
         await make_hook(rt, olafs.url, OTHER)

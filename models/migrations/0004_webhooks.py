@@ -4,6 +4,7 @@ from models.api_key import Role
 from models.base import InstantField, now, uuid7
 from models.job import ActorKind
 from models.webhook_delivery import WebhookDeliveryState
+from models.workspace import DEFAULT_WORKSPACE
 from tortoise.fields.base import OnDelete
 from tortoise import fields
 from tortoise.indexes import Index
@@ -23,6 +24,7 @@ class Migration(migrations.Migration):
                     fields.UUIDField(primary_key=True, default=uuid7, unique=True, db_index=True),
                 ),
                 ("created_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
+                ("workspace_id", fields.IntField(default=DEFAULT_WORKSPACE)),
                 (
                     "owner_kind",
                     fields.CharEnumField(
@@ -56,8 +58,11 @@ class Migration(migrations.Migration):
                 "table": "webhooks",
                 "app": "models",
                 "indexes": [
-                    Index(fields=["created_at", "id"], name="ix_webhooks_created"),
-                    Index(fields=["owner_id", "created_at", "id"], name="ix_webhooks_owner"),
+                    Index(fields=["workspace_id", "created_at", "id"], name="ix_webhooks_created"),
+                    Index(
+                        fields=["workspace_id", "owner_id", "created_at", "id"],
+                        name="ix_webhooks_owner",
+                    ),
                 ],
                 "pk_attr": "id",
                 "table_description": "Addresses that hear of events",

@@ -6,7 +6,7 @@ its owner may see, by the role that they have at that moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -86,26 +86,34 @@ class Saved:
 
 
 def sees(viewer: Viewer, hook: Webhook) -> bool:
-    """Owners and admins; a viewer makes none and sees none, since addresses may hold secrets."""
-    owns = viewer.role is Role.MEMBER and hook.owner_id == viewer.id
-    return viewer.is_admin or owns
+    """Owners and admins of its workspace, unless their key is narrowed.
+
+    A viewer makes none and sees none, since addresses may hold secrets.
+    """
+    if hook.workspace_id != viewer.workspace_id or viewer.is_scoped:
+        return False
+    return viewer.is_admin or (viewer.role is Role.MEMBER and hook.owner_id == viewer.id)
 
 
 async def get(viewer: Viewer, webhook_id: UUID) -> Webhook:
     """Raises `NotFound`, for another's as for none."""
-    found = await Webhook.get_or_none(id=webhook_id)
+    found = await statements.fetch(Webhook, id=webhook_id)
     if found is None or not sees(viewer, found):
         raise NotFound(public_id("webhook", webhook_id))
     return found
 
 
 async def page(viewer: Viewer, window: Window) -> Page[Webhook]:
-    query = Webhook.all() if viewer.is_admin else Webhook.filter(owner_id=viewer.id)
+    query = Webhook.filter(workspace_id=viewer.workspace_id)
+    if viewer.is_scoped:
+        query = query.filter(id__in=[])
+    elif not viewer.is_admin:
+        query = query.filter(owner_id=viewer.id)
     return await fetch(query, NEWEST, window)
 
 
 async def save(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> Saved:
-    """Raises `InvalidInput`, `NotFound` or `LimitExceeded`."""
+    """Raises `InvalidInput`, `NotFound`, `Forbidden` or `LimitExceeded`."""
     _check(rt, viewer, command)
     if command.id is None:
         return await _make(rt, viewer, command)
@@ -128,7 +136,9 @@ def _check(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> None:
 
 @atomic
 async def _make(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> Saved:
-    if await Webhook.filter(owner_id=viewer.id).count() >= MAX_PER_OWNER:
+    keys.demand_unscoped(viewer)
+    own = Webhook.filter(workspace_id=viewer.workspace_id, owner_id=viewer.id)
+    if await own.count() >= MAX_PER_OWNER:
         raise LimitExceeded(
             f"You have {MAX_PER_OWNER} webhooks, which is as many as one may have; delete one.",
             MAX_PER_OWNER,
@@ -137,6 +147,7 @@ async def _make(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> Saved:
     made = Webhook(
         **_given(rt, command),
         **_owner(viewer),
+        workspace_id=viewer.workspace_id,
         secret_sealed=rt.vault.seal(secret),
         position=await _newest_entry(),
     )
@@ -270,9 +281,11 @@ async def owners(hooks: Iterable[Webhook]) -> dict[UUID, Viewer | None]:
     return {hook.id: _viewer(hook, roles) for hook in found}
 
 
-def _viewer(hook: Webhook, roles: dict[str, Role]) -> Viewer | None:
+def _viewer(hook: Webhook, roles: Mapping[tuple[int, str], Role]) -> Viewer | None:
     by_key = hook.owner_kind is ActorKind.API_KEY
-    role = roles.get(hook.owner_id) if by_key else hook.owner_role
+    role = roles.get((hook.workspace_id, hook.owner_id)) if by_key else hook.owner_role
     if role is None or role is Role.VIEWER:
         return None
-    return Viewer(hook.owner_kind, hook.owner_id, hook.owner_name, role)
+    return Viewer(
+        hook.owner_kind, hook.owner_id, hook.owner_name, role, workspace_id=hook.workspace_id
+    )
