@@ -38,7 +38,7 @@ WHO = "{ viewer { name role expiresAt } }"
 KEYS = """query($first: Int, $after: String) { apiKeys(first: $first, after: $after) {
   totalCount pageInfo { hasNextPage endCursor }
   nodes { id name role prefix owners createdAt expiresAt revokedAt lastUsedAt agents { id } } } }"""
-LIMITED = "Your key is limited to some agents or owners: it cannot manage keys."
+LIMITED = "Your key is limited to some agents or owners: it cannot manage keys or webhooks."
 
 
 async def code(client: Client, key: str) -> str:
