@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import time
 from collections.abc import Mapping
@@ -45,6 +46,7 @@ class Gate:
         self._tokens = tokens
         self._keys_made = tokens is not None
         self._looked_at = -KEYLESS_SECONDS
+        self._looking = asyncio.Lock()
         self.uses = KeyUses()
 
     async def viewer(self, authorization: str | None, headers: Mapping[str, str]) -> Viewer:
@@ -105,15 +107,15 @@ class Gate:
 
     async def _locked(self) -> bool:
         """Whether there is any key; once there was one, there is no way back."""
-        now, before = time.monotonic(), self._looked_at
-        if not self._keys_made and now - before >= KEYLESS_SECONDS:
-            self._looked_at = now  # one looks, and not all who come meanwhile
-            try:
-                self._keys_made = await keys.any_made()
-            except BaseException:
-                self._looked_at = before
-                raise
+        if not self._is_fresh():
+            async with self._looking:  # whoever comes meanwhile waits for what it finds
+                if not self._is_fresh():
+                    self._keys_made = await keys.any_made()
+                    self._looked_at = time.monotonic()
         return self._keys_made
+
+    def _is_fresh(self) -> bool:
+        return self._keys_made or time.monotonic() - self._looked_at < KEYLESS_SECONDS
 
 
 def _text_in(authorization: str) -> str:

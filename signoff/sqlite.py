@@ -13,7 +13,6 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
@@ -184,9 +183,10 @@ class DirectClient(SqliteClient):
             logger.exception("the checkpoint failed; trying again later")
 
 
-@dataclass(frozen=True, slots=True)
 class _Batch(Asked[Sequence[Statement], list[Any]]):
-    deadline: float
+    """The statements of a transaction and what they return."""
+
+    __slots__ = ()
 
 
 class _Busy(Exception):

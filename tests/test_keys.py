@@ -12,11 +12,12 @@ import pytest
 from models import ActorKind, ApiKey, Role
 from services import jobs, keys
 from services.actors import Viewer
-from services.errors import InvalidInput, NotFound
+from services.errors import InvalidInput, NotFound, Unauthenticated
 from services.key_uses import APART, KeyUses
 from services.runtime import Runtime
 from services.values import parse_id
 from signoff.app import create_app
+from signoff.auth import Gate
 from tests.fakes.agents import fake_agent
 from tests.support.graphql import (
     Json,
@@ -163,6 +164,14 @@ async def test_open_connections_learn_which_of_their_keys_are_still_good(rt: Run
     crowd = [f"signoff_{n}" for n in range(1200)]
     assert await keys.viewers_of([*crowd, good, expired]) == {good: keys.viewer_of(made[0][0])}
     assert await keys.viewers_of([]) == {}
+
+
+async def test_the_first_look_for_keys_lets_nobody_past_it(rt: Runtime) -> None:
+    await keys.create("mia", Role.MEMBER)
+    gate = Gate(local=True)
+    come = [gate.viewer(None, {"Host": "localhost"}) for _ in range(10)]
+    done = await asyncio.gather(*come, return_exceptions=True)
+    assert [type(each) for each in done] == [Unauthenticated] * 10
 
 
 # Scopes
