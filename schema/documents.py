@@ -12,12 +12,11 @@ from graphql import (
     GraphQLSchema,
     GraphQLSyntaxError,
     parse,
-    specified_rules,
 )
-from strawberry.schema.schema import validate_document
 
 from schema.limits import Limits, exceeded, too_much
 from schema.plans import Operation, Reader
+from schema.validation import validated
 from services.errors import ErrorCode, SignoffError
 
 BYTES_A_CHARACTER = 300
@@ -29,11 +28,12 @@ BEYOND = "Document contains more than"
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A document, what is wrong with it, and its operations by name."""
+    """A document, what is wrong with it, its operations by name, and what it cost to check."""
 
     document: DocumentNode
     problems: list[GraphQLError]
     operations: Mapping[str | None, Operation]
+    work: int
 
 
 @dataclass
@@ -103,8 +103,8 @@ class Documents:
             operations = self._reader.read(document)
         except SignoffError as error:
             raise GraphQLError(str(error), original_error=error) from None
-        problems = validate_document(self.schema, document, tuple(specified_rules))
-        return Checked(document, problems, operations)
+        problems, work = validated(self.schema, document, len(text))
+        return Checked(document, problems, operations, work)
 
     def _parsed(self, text: str) -> DocumentNode:
         most = self.limits.max_tokens

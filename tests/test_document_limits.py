@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from graphql import get_introspection_query
+from graphql import GraphQLError, get_introspection_query
 
 from models import Role
 from schema import schema
 from schema.documents import Documents
+from schema.failures import MAX_MESSAGE, shown
 from schema.limits import Limits
+from schema.validation import MAX_COMPARISONS, MAX_PROBLEMS
+from services.errors import InvalidInput
 from signoff import graphiql
 from signoff.app import create_app
 from tests.support.graphql import Json, answer, gql, make_key, new_job
@@ -393,8 +397,53 @@ async def test_every_caller_is_shown_the_schema_by_default(
     assert body["errors"][0]["message"].endswith("Did you mean 'viewer'?")
 
 
-async def test_at_most_a_hundred_errors_are_told(client: Client) -> None:
-    body = await answer(client, "{" + " ".join(f"x{n}" for n in range(45)) + "}")
-    assert len(body["errors"]) == 45
+async def test_of_a_wrong_document_a_few_mistakes_are_told(client: Client) -> None:
     wrong = "{ viewer { " + " ".join(f"x{n}" for n in range(300)) + " } }"
-    assert len((await answer(client, wrong))["errors"]) == 100
+    messages = [each["message"] for each in (await answer(client, wrong))["errors"]]
+    assert len(messages) == MAX_PROBLEMS + 1
+    assert messages[-1].endswith("error limit reached. Validation aborted.")
+
+
+async def test_no_message_is_longer_than_a_thousand_characters(client: Client) -> None:
+    names = [f"{'x' * 90}{n}" for n in range(600)]
+    literal = ", ".join(f"{name}: 1" for name in names)
+    for each in (await answer(client, f"{{ jobs(where: {{{literal}}}) {{ totalCount }} }}"))[
+        "errors"
+    ]:
+        assert len(each["message"]) <= MAX_MESSAGE
+    error = await error_of(client, PAGE, n="x" * 1_000_000)
+    assert len(error["message"]) <= MAX_MESSAGE
+    given = {**INPUT, "acceptanceCriteria": {"passThreshold": "1" * 1_000_000}}
+    error = await error_of(client, CREATE % "createJob(input: $input) { __typename }", input=given)
+    assert len(error["message"]) <= MAX_MESSAGE
+    problem = InvalidInput.at("x" * 1_000_000, message="y" * 1_000_000)
+    told = json.dumps(shown(GraphQLError("", original_error=problem)).formatted)
+    assert len(told) < 4 * MAX_MESSAGE
+    assert (await gql(client, COUNT_JOBS))["jobs"]["totalCount"] == 0
+
+
+# Comparing fields that come together
+
+
+def side_by_side(fragments: int, fields: int) -> str:
+    spread = " ".join(f"...F{n}" for n in range(fragments))
+    inside = "agent { id } " * fields
+    each = " ".join(f"fragment F{n} on Job {{ {inside} }}" for n in range(fragments))
+    return f"{{ jobs {{ nodes {{ {spread} }} }} }} {each}"
+
+
+async def test_fields_that_take_long_to_compare_are_refused(client: Client) -> None:
+    assert await gql(client, side_by_side(6, 5)) == {"jobs": {"nodes": []}}
+    error = await error_of(client, side_by_side(40, 10))
+    assert error["extensions"] == {"code": "LIMIT_EXCEEDED"}
+    assert error["message"].startswith("To tell whether this document's fields can go together")
+
+
+def test_a_document_costs_the_work_that_it_made() -> None:
+    documents = Documents(schema.documents.schema)
+    assert documents.check("{ viewer { id } }").work == 0
+    assert documents.check(side_by_side(6, 5)).work > 1_000
+    assert documents.check(side_by_side(40, 10)).work > MAX_COMPARISONS // 2
+    literal = ", ".join(f"x{n}: 1" for n in range(600))
+    text = f"{{ jobs(where: {{{literal}}}) {{ totalCount }} }}"
+    assert documents.check(text).work >= MAX_PROBLEMS * len(text) // 20
