@@ -39,6 +39,10 @@ MAX_INPUT_DEPTH = 40
 """Of objects and lists: more than any input needs, and less than recursion can take."""
 
 
+MAX_DIGITS = 400
+"""Of a number in a document, all its characters: what reads it takes no more."""
+
+
 def may_introspect(limits: Limits, viewer: Viewer) -> bool:
     """Whether a caller may ask for the schema, and is told of names like the one they wrote."""
     lowest = limits.introspection

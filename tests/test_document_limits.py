@@ -190,6 +190,9 @@ async def test_page_sizes_multiply_whatever_tells_them(client: Client) -> None:
     assert await requested(PAGE.replace("$n: Int", "$n: Int = 7")) == 10 + 50 + 35
     assert await requested("{ jobs(last: 3) { edges { node { id } } } }") == 10 + 50 + 9
     assert await requested("{ jobLogs { nodes { id } } }") == 10 + 50 + 100  # its own default
+    entries = "query($n: Int, $m: Int) { jobLogs(first: $n, last: $m) { nodes { id } } }"
+    assert await requested(entries) == 10 + 50 + 100
+    assert await requested(entries, m=7) == 10 + 50 + 14
     assert await requested(PAGE, n=50.0) == 10 + 50 + 250  # an Int in JSON too
     counted = "{ jobs { totalCount pageInfo { hasNextPage } } }"
     assert await requested(counted) == 10 + 50 + 100 + 2
@@ -307,6 +310,58 @@ async def test_no_input_has_values_without_end(client: Client) -> None:
 async def test_json_is_not_counted_it_has_limits_of_its_own(client: Client) -> None:
     made = await new_job(client, input={"rows": [{"n": n} for n in range(5_000)]})
     assert made["__typename"] == "Job"
+
+
+async def test_members_that_a_type_does_not_know_count_as_well(client: Client) -> None:
+    many = {f"x{n}": 1 for n in range(3_000)}
+    too_many = "there are more than 2000 input values in all"
+    assert await problem_of(client, WHERE, where=many) == {"path": ["where"], "message": too_many}
+    inside = {"and": [{"status": {}}, many]}
+    assert (await problem_of(client, WHERE, where=inside))["path"] == ["where", "and", "1"]
+    few = await error_of(client, WHERE, where={"x": 1})
+    assert few["extensions"]["code"] == "GRAPHQL_ERROR"
+
+
+async def test_no_more_variables_are_taken_than_the_document_declares(client: Client) -> None:
+    two = "query A($a: Int) { jobs(first: $a) { totalCount } } query B($b: Int) " + PAGE[
+        14:
+    ].replace("$n", "$b")
+    body = {"query": two, "operationName": "A", "variables": {"a": 1, "b": 2}}
+    async with client.post("/graphql", json=body) as response:
+        assert (await response.json())["data"] == {"jobs": {"totalCount": 0}}
+    message = "This has 2 variables; at most 1 are taken."
+    assert await exceeded(client, PAGE, n=1, m=2) == (message, 2, 1)
+    created = CREATE % "createJob(input: $input) { __typename }"
+    assert await exceeded(client, created, input=INPUT, m=2) == (message, 2, 1)
+    assert (await gql(client, COUNT_JOBS))["jobs"]["totalCount"] == 0
+
+
+@pytest.mark.parametrize(
+    "number", ["9" * 5_000, "-" + "9" * 400, "1." + "0" * 400, "1e" + "0" * 400]
+)
+async def test_a_number_in_a_document_has_so_many_digits(client: Client, number: str) -> None:
+    for document in (
+        f"{{ jobs(first: {number}) {{ totalCount }} }}",
+        f"query($n: Int = {number}) {{ jobs(first: $n) {{ totalCount }} }}",
+        f"mutation {{ {MAKES % number} }}",
+    ):
+        _, requested, maximum = await exceeded(client, document)
+        assert (requested, maximum) == (len(number), 400)
+    assert (await gql(client, COUNT_JOBS))["jobs"]["totalCount"] == 0
+
+
+MAKES = """createJob(input: {name: "x", acceptanceCriteria: {text: "y"}, input: {n: %s}}) {
+  __typename ... on Job { input }
+}"""
+
+
+async def test_numbers_of_so_many_digits_are_no_fault_of_ours(client: Client) -> None:
+    for number in ("9" * 400, "1e400", "-1e400"):
+        body = await answer(client, f"mutation {{ {MAKES % number} }}")
+        codes = [each["extensions"]["code"] for each in body.get("errors", ())]
+        assert "INTERNAL" not in codes, (number, body)
+        body = await answer(client, f"{{ jobs(first: {number}) {{ totalCount }} }}")
+        assert body["errors"][0]["extensions"]["code"] == "GRAPHQL_ERROR"
 
 
 # What is kept
