@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -231,6 +233,25 @@ async def test_an_operation_that_is_not_found_costs_as_well(
     assert await left(client) == before - 20 * 10 - COST
 
 
+async def test_what_is_sent_costs_a_little_for_its_size(
+    database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient
+) -> None:
+    settings = settings_for(database_url, tmp_path, rate_per_minute=1, max_cost=100_000)
+    client = await aiohttp_client(create_app(settings))
+    before = await left(client)
+    body = json.dumps({"query": VIEWER, "extensions": {"x": "x" * 1_000_000}}).encode()
+    headers = {"Content-Type": "application/json"}
+    async with client.post("/graphql", data=BytesIO(body), headers=headers) as got:
+        assert got.status == 200
+    between = await left(client)
+    assert between == before - COST - len(body) // 100 - COST
+    async with connected(client) as socket:
+        payload = {"query": VIEWER, "extensions": {"x": "x" * 1_000_000}}
+        await socket.send({"id": "1", "type": "subscribe", "payload": payload})
+        assert (await socket.receive())["type"] == "next"
+    assert between - 10_100 < await left(client) < between - 10_000
+
+
 async def left(client: Client) -> int:
     body: Json = {"query": VIEWER, "extensions": {"cost": True}}
     async with client.post("/graphql", json=body) as response:
@@ -272,8 +293,9 @@ async def test_an_address_that_fails_too_often_is_told_to_wait(
     status, retry_after, body = await posted(strict, "signoff_4")
     assert (status, body["errors"][0]["extensions"]["code"]) == (429, "RATE_LIMITED")
     assert 1 <= int(retry_after) <= 20
-    assert (await posted(strict, late))[0] == 429  # it was never good here before
-    assert (await posted(strict, good))[0] == 200  # it was
+    assert (await posted(strict, late))[0] == 200  # though it was never seen here before
+    assert (await posted(strict, good))[0] == 200
+    assert (await posted(strict, "signoff_6"))[0] == 429
     async with strict.ws_connect("/graphql", protocols=[PROTOCOL]) as socket:
         payload = {"Authorization": "Bearer signoff_5"}
         await socket.send_json({"type": "connection_init", "payload": payload})
