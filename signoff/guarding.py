@@ -105,6 +105,7 @@ def limits_of(settings: Settings) -> Limits:
         max_directives=settings.max_directives,
         max_filters=settings.max_filters,
         max_cost=settings.max_cost,
+        max_event_cost=settings.max_event_cost,
         cache_bytes=settings.document_cache_bytes,
         introspection=None if settings.introspection == "OFF" else Role(settings.introspection),
     )

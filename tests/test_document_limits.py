@@ -232,6 +232,21 @@ async def test_too_dear_a_mutation_changes_nothing(client: Client) -> None:
     assert (await gql(client, COUNT_JOBS))["jobs"]["totalCount"] == 0
 
 
+async def test_an_event_costs_less_than_an_operation_may(client: Client) -> None:
+    events = "subscription($n: Int) { jobStatusChanged { job { logs(first: $n) { %s } } } }"
+    query = events % "nodes { id type message createdAt } "
+    dear = "nodes { " + " ".join(f"a{n}: id" for n in range(30)) + " }"
+    async with connected(client) as socket:
+        id = await socket.subscribe(query, n=100)
+        await socket.ping()
+        await socket.send({"id": id, "type": "complete"})
+        id = await socket.subscribe(events % dear, n=100)
+        message = await socket.receive()
+    assert (message["type"], message["id"]) == ("error", id)
+    (error,) = message["payload"]
+    assert error["extensions"] == {"code": "COST_EXCEEDED", "requested": 3_162, "maximum": 2_000}
+
+
 async def test_costs_are_told_where_asked_for(client: Client) -> None:
     assert await answer(client, "{ viewer { id } }") == {"data": {"viewer": {"id": "local"}}}
     told = await cost_of(client, "{ viewer { id } }")
@@ -316,7 +331,7 @@ async def test_members_that_a_type_does_not_know_count_as_well(client: Client) -
     many = {f"x{n}": 1 for n in range(3_000)}
     too_many = "there are more than 2000 input values in all"
     assert await problem_of(client, WHERE, where=many) == {"path": ["where"], "message": too_many}
-    inside = {"and": [{"status": {}}, many]}
+    inside: Json = {"and": [{"status": {}}, many]}
     assert (await problem_of(client, WHERE, where=inside))["path"] == ["where", "and", "1"]
     few = await error_of(client, WHERE, where={"x": 1})
     assert few["extensions"]["code"] == "GRAPHQL_ERROR"
