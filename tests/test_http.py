@@ -110,6 +110,13 @@ async def test_the_name_of_an_operation_has_at_most_256_characters(client: Clien
         assert (status, code(body)) == (400, told)
 
 
+async def test_nothing_else_may_be_expected_than_to_go_on(client: Client) -> None:
+    status, body = await sent(client, VIEWER, {"Expect": "x"})
+    assert (status, code(body)) == (417, "HTTP_417")
+    status, body = await sent(client, VIEWER, {"Expect": "100-Continue"})
+    assert (status, body) == (200, {"data": {"viewer": {"id": "local"}}})
+
+
 async def test_bad_variables_in_a_get_are_a_client_error(client: Client) -> None:
     for name in ("variables", "extensions"):
         for value in ("{", "[1]", "7", '"x"', "null", "[" * 2_000):
