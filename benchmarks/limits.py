@@ -50,10 +50,14 @@ def doubling(levels: int, last: str) -> str:
     return f"{{ ...F0 }} {' '.join(parts)} fragment F{levels} on Query {{ {last} }}"
 
 
-def spread(number: int) -> str:
+AGENTS = "agent { id } " * 10
+
+
+def spread(number: int, fields: str = "id name", on: str = "Viewer") -> str:
     names = " ".join(f"...F{n}" for n in range(number))
-    return f"{{ viewer {{ {names} }} }} " + " ".join(
-        f"fragment F{n} on Viewer {{ id name }}" for n in range(number)
+    around = f"viewer {{ {names} }}" if on == "Viewer" else f"jobs {{ nodes {{ {names} }} }}"
+    return f"{{ {around} }} " + " ".join(
+        f"fragment F{n} on {on} {{ {fields} }}" for n in range(number)
     )
 
 
@@ -90,7 +94,10 @@ def documents() -> Iterator[Attack]:
     yield attack("repetitions", "one field 1,000 times", fields)
     yield attack("depth", "32 levels", "{ jobs " + deep + "}")
     yield attack("directives", "200 directives", "{ viewer { id " + includes + "} }")
-    yield attack("100 errors", "1,000 unknown fields", unknown)
+    yield attack("mistakes", "1,000 unknown fields", unknown)
+    yield attack(
+        "comparisons", "40 fragments with 10 fields each, side by side", spread(40, AGENTS, "Job")
+    )
     yield attack("fragments", "150 fragments side by side", spread(150))
     yield attack("none", "60 fragments side by side", spread(60))
 

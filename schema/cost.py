@@ -93,20 +93,21 @@ def evaluate(term: Term, steps: list[Step], given: Given) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PageSize:
-    """How long a page may be: a number, or the variable that says so.
+    """How long a page may be: a number, or the variable that says so, or else `default`.
 
     What is out of range is refused when the page is read.
     """
 
     first: str | int | None = None
     last: str | int | None = None
+    default: int = DEFAULT_SIZE
 
     def __call__(self, given: Given) -> int:
         for named in (self.last, self.first):
             size = self._value(named, given)
             if size is not None:
                 return size
-        return DEFAULT_SIZE
+        return self.default
 
     @property
     def is_fixed(self) -> bool:

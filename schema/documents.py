@@ -11,29 +11,31 @@ from graphql import (
     GraphQLError,
     GraphQLSchema,
     GraphQLSyntaxError,
+    TokenKind,
     parse,
-    specified_rules,
 )
-from strawberry.schema.schema import validate_document
 
-from schema.limits import Limits, exceeded, too_much
+from schema.limits import MAX_DIGITS, Limits, exceeded, too_much
 from schema.plans import Operation, Reader
+from schema.validation import validated
 from services.errors import ErrorCode, SignoffError
 
 BYTES_A_CHARACTER = 300
 """What a parsed document takes for each character of its text, about."""
 MAX_COMMENTS = 1000
+NUMBERS = frozenset({TokenKind.INT, TokenKind.FLOAT})
 BEYOND = "Document contains more than"
 """How the parser begins to tell of a limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A document, what is wrong with it, and its operations by name."""
+    """A document, what is wrong with it, its operations by name, and what it cost to check."""
 
     document: DocumentNode
     problems: list[GraphQLError]
     operations: Mapping[str | None, Operation]
+    work: int
 
 
 @dataclass
@@ -103,17 +105,19 @@ class Documents:
             operations = self._reader.read(document)
         except SignoffError as error:
             raise GraphQLError(str(error), original_error=error) from None
-        problems = validate_document(self.schema, document, tuple(specified_rules))
-        return Checked(document, problems, operations)
+        problems, work = validated(self.schema, document, len(text))
+        return Checked(document, problems, operations, work)
 
     def _parsed(self, text: str) -> DocumentNode:
         most = self.limits.max_tokens
         try:
-            return parse(text, max_lexical_tokens=most, max_comments=MAX_COMMENTS)
+            document = parse(text, max_lexical_tokens=most, max_comments=MAX_COMMENTS)
         except GraphQLSyntaxError as error:
             if BEYOND not in error.message:
                 raise
             raise too_much(error) from None
+        _hold_numbers(document)
+        return document
 
     def _keep(self, text: str, checked: Checked) -> None:
         self._kept[text] = checked
@@ -121,6 +125,14 @@ class Documents:
         while self.bytes_kept > self.limits.cache_bytes:
             old, _ = self._kept.popitem(last=False)
             self.bytes_kept -= _bytes(old)
+
+
+def _hold_numbers(document: DocumentNode) -> None:
+    token = document.loc.start_token if document.loc else None
+    while token is not None:
+        if token.kind in NUMBERS and len(token.value or "") > MAX_DIGITS:
+            raise exceeded("digits in a number", len(token.value or ""), MAX_DIGITS)
+        token = token.next
 
 
 def _bytes(text: str) -> int:

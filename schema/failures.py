@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import structlog
 from graphql import GraphQLError
@@ -18,6 +18,8 @@ from services.errors import DatabaseUnavailable, ErrorCode, InvalidInput, RateLi
 logger = structlog.get_logger(__name__)
 
 MAX_ERRORS = 100
+MAX_MESSAGE = 1000
+"""Characters: messages quote what they are about, which may be megabytes."""
 NO_OPERATION = (CannotGetOperationTypeError, InvalidOperationTypeError, MissingQueryError)
 HINT = re.compile(r" Did you mean [^?]*\?")
 
@@ -50,7 +52,7 @@ def shown(error: GraphQLError) -> GraphQLError:
     if isinstance(cause, SignoffError):
         return _with(error, str(cause), _data(cause), cause.code)
     if isinstance(cause, InputValidationError):
-        problems = [{"path": e.location, "message": e.message} for e in cause.errors]
+        problems = [_field(e.location, e.message) for e in cause.errors]
         return _with(error, str(cause), {"fields": problems}, ErrorCode.VALIDATION)
     if isinstance(cause, (GraphQLError, *NO_OPERATION)):
         return _with(error, _why_not(error, cause), {}, "GRAPHQL_ERROR")
@@ -62,10 +64,19 @@ def shown(error: GraphQLError) -> GraphQLError:
 
 def _data(cause: SignoffError) -> dict[str, object]:
     if isinstance(cause, InvalidInput):
-        return {"fields": [{"path": list(p.path), "message": p.message} for p in cause.problems]}
+        return {"fields": [_field(p.path, p.message) for p in cause.problems]}
     if isinstance(cause, RateLimited):
         return {"retryAfter": cause.retry_after}
     return {}
+
+
+def _field(path: Iterable[object], message: str) -> dict[str, object]:
+    return {"path": [clipped(str(each)) for each in path], "message": clipped(message)}
+
+
+def clipped(text: str) -> str:
+    """As much of a message as is shown."""
+    return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
 
 
 def _why_not(error: GraphQLError, cause: Exception) -> str:
@@ -82,7 +93,7 @@ def _with(
     error: GraphQLError, message: str, extensions: Mapping[str, object], code: str
 ) -> GraphQLError:
     return GraphQLError(
-        message,
+        clipped(message),
         nodes=error.nodes,
         source=error.source,
         positions=error.positions,

@@ -50,8 +50,7 @@ class Shapes:
         shape = self._known.get(type_.name)
         if shape is None:
             shape = self._known[type_.name] = Shape(fields={}, is_filter=type_.name in FILTERS)
-            every = {name: self.of(each.type) for name, each in type_.fields.items()}
-            shape.fields = {name: each for name, each in every.items() if not each.is_leaf}
+            shape.fields = {name: self.of(each.type) for name, each in type_.fields.items()}
         return shape
 
 
@@ -76,7 +75,7 @@ class Room:
 def count(shape: Shape, value: Any, name: str, room: Room) -> int:
     """Input objects and listed values in what is given as `name`, taken from `room`.
 
-    What does not fit its type is not counted: it is refused anyway.
+    Members that the type does not know count too: they are refused later, each with its name.
     """
     before = room.values
     room.take(1, shape.is_filter, (name,))
@@ -105,9 +104,10 @@ def _members(
     found = [
         (fields[name], each, (*path, name))
         for name, each in given.items()
-        if each is not None and name in fields
+        if each is not None and name in fields and not fields[name].is_leaf
     ]
-    room.take(len(found), sum(shape.is_filter for shape, _, _ in found), path)
+    unknown = sum(name not in fields for name in given)
+    room.take(len(found) + unknown, sum(shape.is_filter for shape, _, _ in found), path)
     return found
 
 

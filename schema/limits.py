@@ -25,6 +25,7 @@ class Limits:
     max_directives: int = 50
     max_filters: int = 200
     max_cost: int = 30_000
+    max_event_cost: int = 2_000
     cache_bytes: int = 33_554_432
     introspection: Role | None = Role.VIEWER
 
@@ -37,6 +38,10 @@ MAX_INPUT_VALUES = 2_000
 """Input objects and listed values in one variable or argument, JSON aside."""
 MAX_INPUT_DEPTH = 40
 """Of objects and lists: more than any input needs, and less than recursion can take."""
+
+
+MAX_DIGITS = 400
+"""Of a number in a document, all its characters: what reads it takes no more."""
 
 
 def may_introspect(limits: Limits, viewer: Viewer) -> bool:

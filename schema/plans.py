@@ -13,7 +13,6 @@ from graphql import (
     FieldNode,
     FragmentDefinitionNode,
     FragmentSpreadNode,
-    GraphQLArgument,
     GraphQLField,
     GraphQLNamedType,
     GraphQLSchema,
@@ -36,6 +35,7 @@ from schema import cost, given
 from schema.cost import CEILING, NOTHING, Counted, Factor, Given, PageSize, Sums, Term
 from schema.given import LEAF, Room, Shape, Shapes
 from schema.limits import MAX_FRAGMENTS, MAX_REPEATS, Limits, exceeded
+from services.paging import DEFAULT_SIZE
 
 CONNECTION = "Connection"
 ITEMS = frozenset({"nodes", "edges"})
@@ -67,9 +67,15 @@ class Operation:
     shapes: Mapping[str, Shape]
     defaults: Mapping[str, Any]
     steps: list[cost.Step]
+    max_variables: int
 
     def requested(self, variables: Mapping[str, Any] | None, max_filters: int) -> int:
-        """What it costs; raises `InvalidInput` for variables with too much in them."""
+        """What it costs; raises `InvalidInput` for variables with too much in them.
+
+        Raises `GraphQLError` for more variables than all operations of its document declare.
+        """
+        if variables and len(variables) > self.max_variables:
+            raise exceeded("variables", len(variables), self.max_variables)
         if self.defaults:
             variables = {**self.defaults, **(variables or {})}
         if not variables:
@@ -129,6 +135,16 @@ class Pass:
             if isinstance(each, FragmentDefinitionNode)
         }
 
+    @cached_property
+    def variables(self) -> set[str]:
+        """Of all operations: clients send one set for whichever of them is run."""
+        return {
+            each.variable.name.value
+            for operation in self.document.definitions
+            if isinstance(operation, OperationDefinitionNode)
+            for each in operation.variable_definitions or ()
+        }
+
     def ordered(self) -> Iterator[FragmentDefinitionNode]:
         """Fragments after all that they spread; on a circle, which is refused later, somehow."""
         seen: set[str] = set()
@@ -167,6 +183,7 @@ class Pass:
             self._shapes(node),
             self._defaults(node),
             self.sums.steps,
+            len(self.variables),
         )
 
     def _hold(self, measure: Measure, node: OperationDefinitionNode) -> None:
@@ -356,22 +373,22 @@ def _is_connection(type_: GraphQLNamedType | None) -> bool:
 def _page(node: FieldNode, definition: GraphQLField) -> Factor:
     """How long a page is, as far as the document says it."""
     said = {each.name.value: each.value for each in node.arguments or ()}
-    ends = {
-        name: _size(said.get(name), definition.args[name])
-        for name in ("first", "last")
-        if name in definition.args
-    }
-    size = PageSize(ends.get("first"), ends.get("last"))
+    ends = {name: _size(said.get(name)) for name in ("first", "last") if name in definition.args}
+    size = PageSize(ends.get("first"), ends.get("last"), _default(definition))
     return size(Given({}, {})) if size.is_fixed else size
 
 
-def _size(said: ValueNode | None, argument: GraphQLArgument) -> str | int | None:
-    if said is None:
-        default: Any = argument.default_value
-        return default if isinstance(default, int) else None
+def _default(definition: GraphQLField) -> int:
+    """How long a page is where nothing is said, nor in variables."""
+    first = definition.args.get("first")
+    size: Any = first.default_value if first else None
+    return size if isinstance(size, int) else DEFAULT_SIZE
+
+
+def _size(said: ValueNode | None) -> str | int | None:
     if isinstance(said, VariableNode):
         return said.name.value
-    value: Any = value_from_ast_untyped(said)
+    value: Any = value_from_ast_untyped(said) if said else None
     return value if isinstance(value, int) else None
 
 

@@ -69,25 +69,31 @@ class Steps(SchemaExtensionsRunner):
         return NOTHING
 
     def _found(self, text: str) -> Checked:
-        """A text that was not sent lately is charged for before it is read."""
+        """Anything asked is charged for, and a text that was not sent lately before it is read."""
+        self._charge(cost.OPERATION)
         known = self._documents.known(text)
         if known is not None:
             return known
         self._charge(len(text))
-        return self._documents.check(text)
+        checked = self._documents.check(text)
+        if self._context:
+            self._context.rt.rates.owe(self._context.viewer.budget, checked.work)
+        return checked
 
     def _admit(self, operation: Operation) -> None:
         """Raise what speaks against running it."""
         limits = self._documents.limits
         running = self.execution_context
+        is_events = running.operation_type is OperationType.SUBSCRIPTION
+        maximum = limits.max_event_cost if is_events else limits.max_cost
         if operation.introspects and self._documents.trusted is None:
             self._let_introspect()
         requested = operation.requested(running.variables, limits.max_filters)
-        dear = requested > limits.max_cost
-        self._charge(cost.OPERATION if dear else requested)
-        self._tell(requested, limits.max_cost)
+        dear = requested > maximum
+        self._charge(0 if dear else requested - cost.OPERATION)
+        self._tell(requested, maximum)
         if dear:
-            raise exceeded("cost", requested, limits.max_cost, code=ErrorCode.COST_EXCEEDED)
+            raise exceeded("cost", requested, maximum, code=ErrorCode.COST_EXCEEDED)
 
     def _let_introspect(self) -> None:
         context = self._context

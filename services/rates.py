@@ -44,6 +44,11 @@ class Rates:
         if self.per_minute is not None:
             self._remember(caller, self._after(caller, cost))
 
+    def owe(self, caller: str, cost: int) -> None:
+        """Take units for what is done already, also of those that have yet to come back."""
+        if self.per_minute is not None:
+            self._remember(caller, self._full_with(caller, cost))
+
     def check(self, caller: str, cost: int = 1) -> None:
         """Raise `RateLimited` where `charge` would."""
         if self.per_minute is not None:
@@ -54,19 +59,22 @@ class Rates:
         if self.per_minute is None:
             return None
         missing = max(0.0, self._full_at.get(caller, 0.0) - self._clock())
-        return math.floor((self._tolerance - missing) / self._unit + ROUNDING)
+        return max(0, math.floor((self._tolerance - missing) / self._unit + ROUNDING))
 
     def __len__(self) -> int:
         return len(self._full_at)
 
     def _after(self, caller: str, cost: int) -> float:
         """When the budget is full again if this much is taken now."""
-        now = self._clock()
-        full_at = max(now, self._full_at.get(caller, now)) + cost * self._unit
-        missing = full_at - now - self._tolerance
+        full_at = self._full_with(caller, cost)
+        missing = full_at - self._clock() - self._tolerance
         if missing > ROUNDING * self._unit:
             raise RateLimited(max(1, math.ceil(missing)))
         return full_at
+
+    def _full_with(self, caller: str, cost: int) -> float:
+        now = self._clock()
+        return max(now, self._full_at.get(caller, now)) + cost * self._unit
 
     def _remember(self, caller: str, full_at: float) -> None:
         self._full_at[caller] = full_at

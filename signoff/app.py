@@ -15,6 +15,7 @@ from services import tracing
 from services.errors import DatabaseUnavailable, ErrorCode
 from services.runtime import Runtime
 from signoff import graphiql, health, sample
+from signoff.asked import expected
 from signoff.auth import is_loopback
 from signoff.browsers import Pages, protect
 from signoff.guarding import Guard, failures_of
@@ -87,7 +88,7 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
     app.cleanup_ctx.append(services)
     app.on_shutdown.append(stopping)
     app.on_response_prepare.append(_protected)
-    app.router.add_route("*", PATH, _graphql)
+    app.router.add_route("*", PATH, _graphql, expect_handler=expected)
     app.router.add_get("/", _home)
     app.router.add_post(sample.PATH, sample.endpoint(lambda: app[RUNTIME]))
     graphiql.add_routes(app)

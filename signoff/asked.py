@@ -6,14 +6,15 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, NoReturn, cast
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from signoff.media import in_utf8, parameters
-from signoff.refusals import Refused
+from signoff.refusals import Refused, failure
 
 BODY_SECONDS = 20
 """A request's body has come by then, or the connection is closed."""
@@ -25,7 +26,14 @@ MEMBERS: dict[str, tuple[type, str]] = {
     "extensions": (dict, "an object"),
 }
 """Of a request, and what they must be."""
+MAX_OPERATION_NAME = 256
 LONG_NUMBER = re.compile(r"\d{19}")
+HALVES = re.compile(r"\\u[dD][89a-fA-F]")
+"""Escapes of surrogates: two make a character, if they are a pair."""
+MAX_CONTAINERS = 50_000
+"""Arrays and objects in JSON, each of which takes much more memory than its text."""
+MAX_DIGITS = 308
+"""Of a number, as large as floats are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,8 @@ class Asked:
     operation_name: str | None = None
     extensions: dict[str, Any] | None = None
     document_id: str | None = None
+    size: int = 0
+    """Of the body or frame that it came in."""
 
 
 class NotAsked(ValueError):
@@ -56,6 +66,8 @@ def asked(content: object) -> Asked:
     for name, (kind, what) in MEMBERS.items():
         if not isinstance(given.get(name), kind | None):
             raise NotAsked(f"The operation's `{name}` must be {what} or null, if provided.")
+    if len(given.get("operationName") or "") > MAX_OPERATION_NAME:
+        raise NotAsked(f"An `operationName` has at most {MAX_OPERATION_NAME} characters.")
     query = given.get("query") or ""
     document_id = None if query else _document_id(given)
     if not query and not document_id:
@@ -88,23 +100,55 @@ def decoded(data: str | bytes) -> object:
     """
     try:
         text = data if isinstance(data, str) else data.decode()
-        value = orjson.loads(text)
-        return json.loads(text, parse_constant=_refuse) if LONG_NUMBER.search(text) else value
-    except (ValueError, RecursionError):  # also of characters that are no UTF-8
+    except ValueError:
         raise NotAsked("This is not JSON.") from None
+    if text.count("[") + text.count("{") > MAX_CONTAINERS:
+        raise NotAsked(f"This has more than {MAX_CONTAINERS} arrays and objects.")
+    try:
+        return _exactly(text) if LONG_NUMBER.search(text) else orjson.loads(text)
+    except (ValueError, RecursionError):
+        raise NotAsked("This is not JSON.") from None
+
+
+def _exactly(text: str) -> object:
+    """As strict as orjson, to which half a pair of surrogates is no character."""
+    if HALVES.search(text):
+        orjson.loads(text)
+    return json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
+def _float(text: str) -> float:
+    value = float(text)
+    return value if isfinite(value) else _refuse(text)
+
+
+def _int(text: str) -> int:
+    return int(text) if len(text) <= MAX_DIGITS else _refuse(text)
+
+
 async def of_post(request: web.Request) -> Asked:
     """The operation in a body: JSON only, and said so, since a form would pass a preflight."""
     _check_type(request.headers.get("Content-Type", ""))
     try:
-        return asked(decoded(await body_of(request)))
+        body = await body_of(request)
+        return replace(asked(decoded(body)), size=len(body))
     except NotAsked as error:
         raise Refused(400, str(error)) from None
+
+
+async def expected(request: web.Request) -> web.StreamResponse | None:
+    """What a request's `Expect` asks for, before its body is sent."""
+    if request.version < HttpVersion11:
+        return None
+    if request.headers["Expect"].lower() != "100-continue":
+        return failure(417, "Only `Expect: 100-continue` is understood.", "HTTP_417")
+    if request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return None
 
 
 def of_get(request: web.Request) -> Asked:

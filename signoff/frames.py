@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from signoff.asked import Asked, NotAsked, asked, decoded, encoded
@@ -66,7 +66,7 @@ def parsed(text: str) -> Message:
             _payload(frame)
             return Pong()
         case "subscribe":
-            return Subscribe(_id(frame), _asked(frame))
+            return Subscribe(_id(frame), replace(_asked(frame), size=len(text)))
         case "complete":
             return Complete(_id(frame))
         case _:

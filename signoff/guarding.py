@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from models import Role
+from resolvers.context import Context
 from schema import Schema, schema
 from schema.documents import Documents
 from schema.limits import Limits
@@ -20,7 +19,8 @@ from signoff.auth import Gate
 from signoff.settings import Settings
 from signoff.trusted import Trusted
 
-MAX_KNOWN = 10_000
+BYTES_A_UNIT = 100
+"""Of a body or frame: what it takes to read it."""
 IPV6_NETWORK = 64
 """Bits of an address that its holder does not choose."""
 
@@ -29,36 +29,21 @@ IPV6_NETWORK = 64
 class Attempts:
     """Lets callers in, and slows down addresses from which too many fail.
 
-    A credential that was good here before is let through all the same: others behind the same
-    address do not suffer.
+    Good credentials are let in all the same: others behind the same address do not suffer.
     """
 
     gate: Gate
     rates: Rates = field(default_factory=Rates)
-    _known: OrderedDict[bytes, None] = field(default_factory=OrderedDict[bytes, None])
 
     async def viewer(
         self, authorization: str | None, headers: Mapping[str, str], address: str | None
     ) -> Viewer:
         """Raises `Unauthenticated`, or `RateLimited` where that was raised too often."""
-        caller = network(address or "")
-        digest = hashlib.sha256((authorization or "").encode(errors="replace")).digest()
-        if digest not in self._known:
-            self.rates.check(caller)
         try:
-            viewer = await self.gate.viewer(authorization, headers)
+            return await self.gate.viewer(authorization, headers)
         except Unauthenticated:
-            self._known.pop(digest, None)
-            self.rates.charge(caller)
+            self.rates.charge(network(address or ""))
             raise
-        self._remember(digest)
-        return viewer
-
-    def _remember(self, digest: bytes) -> None:
-        self._known[digest] = None
-        self._known.move_to_end(digest)
-        if len(self._known) > MAX_KNOWN:
-            self._known.popitem(last=False)
 
 
 def network(address: str) -> str:
@@ -91,8 +76,15 @@ class Guard:
         trusted = Trusted.read(settings.trusted_documents, documents)
         return cls(schema.limited(limits, set(trusted.texts.values())), trusted)
 
-    def text(self, asked: Asked) -> str:
-        """The document of a request; raises `UnknownDocument`."""
+    def admitted(self, asked: Asked, context: Context) -> str:
+        """The document of a request, which is charged for its size.
+
+        Raises `RateLimited` or `UnknownDocument`.
+        """
+        context.rt.rates.charge(context.viewer.budget, asked.size // BYTES_A_UNIT)
+        return self._text(asked)
+
+    def _text(self, asked: Asked) -> str:
         if asked.document_id is None:
             return asked.query
         if self.trusted is None:
@@ -113,6 +105,7 @@ def limits_of(settings: Settings) -> Limits:
         max_directives=settings.max_directives,
         max_filters=settings.max_filters,
         max_cost=settings.max_cost,
+        max_event_cost=settings.max_event_cost,
         cache_bytes=settings.document_cache_bytes,
         introspection=None if settings.introspection == "OFF" else Role(settings.introspection),
     )

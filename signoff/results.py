@@ -34,7 +34,7 @@ async def stream(guard: Guard, context: Context, asked: Asked) -> AsyncGenerator
     """
     try:
         results = await guard.schema.stream(
-            guard.text(asked),
+            guard.admitted(asked, context),
             variable_values=asked.variables,
             context_value=context,
             operation_name=asked.operation_name,

@@ -215,6 +215,12 @@ class Settings(BaseSettings):
         le=100_000_000,
         description="Cost of an operation: a unit is about ten microseconds of a core.",
     )
+    max_event_cost: int = Field(
+        default=2_000,
+        ge=1_000,
+        le=100_000_000,
+        description="Cost of a subscription, which each of its events may take.",
+    )
     rate_per_minute: int = Field(
         default=3_600_000,
         ge=0,

@@ -87,7 +87,10 @@ class View:
         if accepted.single is None and not accepted.streams:
             raise _not_acceptable(*Media)
         viewer = await self._viewer(request)
+        is_here = request.content.is_eof()
         operation = await asked.of_post(request)
+        if not is_here:  # a key may be revoked while a body comes
+            viewer = await self._viewer(request)
         if accepted.single is None or accepted.streamed:
             return await self._streamed(request, viewer, operation)
         try:
@@ -105,11 +108,12 @@ class View:
     async def _result(
         self, viewer: Viewer, operation: Asked, kinds: set[OperationType]
     ) -> ExecutionResult:
+        context = Context(self._rt, viewer)
         try:
             return await self._guard.schema.execute(
-                self._guard.text(operation),
+                self._guard.admitted(operation, context),
                 variable_values=operation.variables,
-                context_value=Context(self._rt, viewer),
+                context_value=context,
                 operation_name=operation.operation_name,
                 allowed_operation_types=kinds,
                 operation_extensions=operation.extensions,

@@ -24,7 +24,9 @@ from signoff.sessions import CLOSE_SECONDS, FORBIDDEN, Session, Sessions, client
 
 PROTOCOL = "graphql-transport-ws"
 BAD_FRAME, UNAUTHORIZED, NO_PROTOCOL, LATE = 4400, 4401, 4406, 4408
-TAKEN, AGAIN, TRY_LATER, BROKEN = 4409, 4429, 1013, 1011
+TAKEN, AGAIN, TRY_LATER, BROKEN, TOO_LARGE = 4409, 4429, 1013, 1011, 1009
+MAX_INTRODUCTION = 16_384
+"""Characters of a message from who has not introduced themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,8 @@ class Socket:
     async def _receive(self, message: WSMessage) -> None:
         if message.type is not WSMsgType.TEXT:
             raise Closing(BAD_FRAME, "A message must be a text frame.")
+        if not self._session.introduced and len(message.data) > MAX_INTRODUCTION:
+            raise Closing(TOO_LARGE, "Send connection_init first: that was too large for it.")
         try:
             frame = frames.parsed(message.data)
         except BadFrame as error:

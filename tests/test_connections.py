@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from models import Role
 from signoff.app import VIEW, create_app
 from signoff.asked import PATIENCE
 from signoff.listening import Patience, listening
 from tests.support import commands
+from tests.support.graphql import make_key, revoke_key
 from tests.support.running import settings_for
 
 SHORT = Patience(header=0.3, idle=60, linger=0.1, shutdown=1)
@@ -100,6 +102,25 @@ async def test_several_requests_go_over_one_connection(port: int) -> None:
             assert await wire.answer() == OK
         await wire.send(request(QUERY) * 2)
         assert [await wire.answer() for _ in range(2)] == [OK, OK]
+
+
+async def test_a_key_that_is_revoked_while_a_body_comes_opens_nothing(
+    database_url: str, tmp_path: Path
+) -> None:
+    key = await make_key(database_url, "Mia", Role.ADMIN)
+    await make_key(database_url, "Ada", Role.ADMIN)
+    app = create_app(settings_for(database_url, tmp_path))
+    async with listening(app, "127.0.0.1", 0) as bound, wired(bound) as wire:
+        body = b'{"query": "mutation { archiveJob(id: 1) { __typename } }"}'
+        expects = ("Expect: 100-continue", f"Authorization: Bearer {key}")
+        sent = request(body, *expects)
+        await wire.send(sent[: -len(body)])
+        said = await wire.reader.readuntil(b"\r\n\r\n")
+        assert said.startswith(b"HTTP/1.1 100 ")
+        await wire.send(body[:10])
+        await revoke_key(database_url, key)
+        await wire.send(body[10:])
+        assert await wire.answer() == (401, "UNAUTHENTICATED")
 
 
 async def test_a_head_that_does_not_come_to_an_end_is_cut_off(port: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import WSMsgType
@@ -98,6 +98,35 @@ def test_json_is_read_exactly(value: Any) -> None:
         assert decoded(text) == json.loads(text)
     except NotAsked:
         assert "Infinity" in text
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(NotAsked) as refused:
+        decoded(text)
+    return str(refused.value)
+
+
+def test_numbers_are_read_exactly_or_not_at_all() -> None:
+    long = "1234567890123456789012"
+    assert decoded(f"[{long}, 1.5, 1e300]") == [int(long), 1.5, 1e300]
+    assert decoded("9" * 308) == int("9" * 308)
+    for beside in ("1e400", "-1e400", "NaN", "Infinity", "9" * 309):
+        assert refusal(f"[{long}, {beside}]") == "This is not JSON."
+    assert decoded(f'[{long}, "\\ud83d\\ude00"]') == [int(long), "😀"]
+    for half in ("\\ud83d", "\\uDE00", "\\ude00\\ud83d"):
+        assert refusal(f'[{long}, "{half}"]') == "This is not JSON."
+
+
+def test_json_has_so_many_arrays_and_objects() -> None:
+    assert len(cast("list[Any]", decoded(f"[{'[],' * 49_998}[]]"))) == 49_999
+    for text in (f"[{'[],' * 49_999}[]]", "[" * 50_001, f"[{'{},' * 50_000}1]"):
+        assert refusal(text) == "This has more than 50000 arrays and objects."
+
+
+def test_an_operations_name_has_so_many_characters() -> None:
+    assert asked({"query": "{ a }", "operationName": "x" * 256}).operation_name == "x" * 256
+    with pytest.raises(NotAsked, match="An `operationName` has at most 256 characters"):
+        asked({"query": "{ a }", "operationName": "x" * 257})
 
 
 @settings(deadline=None)

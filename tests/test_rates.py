@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,19 @@ def test_a_refused_charge_takes_nothing_and_callers_do_not_share() -> None:
     rates.charge("a", 10)
     assert rates.left("b") == 10
     rates.charge("b", 10)
+
+
+def test_what_is_owed_has_to_come_back_first() -> None:
+    clock = Clock()
+    rates = Rates(60, burst=10, clock=clock)
+    rates.owe("a", 15)
+    assert rates.left("a") == 0
+    with pytest.raises(RateLimited) as refused:
+        rates.charge("a")
+    assert refused.value.retry_after == 6
+    clock.now += 6
+    rates.charge("a")
+    Rates().owe("a", 10**9)
 
 
 def test_no_more_callers_than_so_many_are_remembered() -> None:
@@ -182,14 +197,65 @@ async def test_a_stream_of_events_is_not_begun(slow: Client) -> None:
 async def test_documents_that_are_new_cost_their_length(
     database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient
 ) -> None:
-    settings = settings_for(database_url, tmp_path, rate_per_minute=1, max_cost=10_000)
+    settings = settings_for(database_url, tmp_path, rate_per_minute=1, max_cost=11_000)
     client = await aiohttp_client(create_app(settings))
-    text = "{ nothing } #" + "x" * 4_987
+    text = "{ nothing } #" + "x" * 4_987  # its mistake costs 250, and each request 10
     for _ in range(2):
         body = await answer(client, text)
         assert body["errors"][0]["extensions"]["code"] == "GRAPHQL_ERROR"
     body = await answer(client, text)
     assert body["errors"][0]["extensions"]["code"] == "RATE_LIMITED"
+
+
+async def test_the_work_of_a_document_that_is_refused_is_owed(
+    database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient
+) -> None:
+    settings = settings_for(database_url, tmp_path, rate_per_minute=1, max_cost=10_000)
+    client = await aiohttp_client(create_app(settings))
+    inside = "agent { id } " * 10
+    fragments = " ".join(f"fragment F{n} on Job {{ {inside} }}" for n in range(40))
+    spread = " ".join(f"...F{n}" for n in range(40))
+    body = await answer(client, f"{{ jobs {{ nodes {{ {spread} }} }} }} {fragments}")
+    assert body["errors"][0]["extensions"]["code"] == "LIMIT_EXCEEDED"
+    body = await answer(client, VIEWER)
+    assert body["errors"][0]["extensions"]["code"] == "RATE_LIMITED"
+
+
+async def test_an_operation_that_is_not_found_costs_as_well(
+    database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient
+) -> None:
+    settings = settings_for(database_url, tmp_path, rate_per_minute=1, max_cost=10_000)
+    client = await aiohttp_client(create_app(settings))
+    before = await left(client)
+    for _ in range(20):
+        async with client.post("/graphql", json={"query": VIEWER, "operationName": "X"}) as got:
+            assert got.status == 400
+    assert await left(client) == before - 20 * 10 - COST
+
+
+async def test_what_is_sent_costs_a_little_for_its_size(
+    database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient
+) -> None:
+    settings = settings_for(database_url, tmp_path, rate_per_minute=1, max_cost=100_000)
+    client = await aiohttp_client(create_app(settings))
+    before = await left(client)
+    body = json.dumps({"query": VIEWER, "extensions": {"x": "x" * 1_000_000}}).encode()
+    headers = {"Content-Type": "application/json"}
+    async with client.post("/graphql", data=BytesIO(body), headers=headers) as got:
+        assert got.status == 200
+    between = await left(client)
+    assert between == before - COST - len(body) // 100 - COST
+    async with connected(client) as socket:
+        payload = {"query": VIEWER, "extensions": {"x": "x" * 1_000_000}}
+        await socket.send({"id": "1", "type": "subscribe", "payload": payload})
+        assert (await socket.receive())["type"] == "next"
+    assert between - 10_100 < await left(client) < between - 10_000
+
+
+async def left(client: Client) -> int:
+    body: Json = {"query": VIEWER, "extensions": {"cost": True}}
+    async with client.post("/graphql", json=body) as response:
+        return (await response.json())["extensions"]["cost"]["remaining"]
 
 
 async def test_a_rate_of_nought_is_no_limit(
@@ -227,8 +293,9 @@ async def test_an_address_that_fails_too_often_is_told_to_wait(
     status, retry_after, body = await posted(strict, "signoff_4")
     assert (status, body["errors"][0]["extensions"]["code"]) == (429, "RATE_LIMITED")
     assert 1 <= int(retry_after) <= 20
-    assert (await posted(strict, late))[0] == 429  # it was never good here before
-    assert (await posted(strict, good))[0] == 200  # it was
+    assert (await posted(strict, late))[0] == 200  # though it was never seen here before
+    assert (await posted(strict, good))[0] == 200
+    assert (await posted(strict, "signoff_6"))[0] == 429
     async with strict.ws_connect("/graphql", protocols=[PROTOCOL]) as socket:
         payload = {"Authorization": "Bearer signoff_5"}
         await socket.send_json({"type": "connection_init", "payload": payload})

@@ -80,8 +80,8 @@ MALFORMED = {
     '{"type": "ping", "payload": {"x": 1e999}}': NOT_JSON,
     '{"type": "ping", "payload": {"x": ' + "9" * 5000 + "}}": NOT_JSON,
     '{"type": "ping", "x": "\\ud800"}': NOT_JSON,
-    "[" * 100_000: NOT_JSON,
-    '{"a":' * 100_000: NOT_JSON,
+    "[" * 15_000: NOT_JSON,
+    '{"a":' * 3_000: NOT_JSON,
     "null": NO_OBJECT,
     "7": NO_OBJECT,
     "true": NO_OBJECT,
@@ -114,6 +114,9 @@ MALFORMED = {
     subscribe(query=7): "The operation's `query` must be a string or null, if provided.",
     subscribe(query=VIEWER, variables=[]): (
         "The operation's `variables` must be an object or null, if provided."
+    ),
+    subscribe(query=VIEWER, operationName="x" * 257): (
+        "An `operationName` has at most 256 characters."
     ),
     subscribe(query=VIEWER, operationName=["x"]): (
         "The operation's `operationName` must be a string or null, if provided."
@@ -151,6 +154,22 @@ async def test_a_text_frame_that_is_not_utf8_is_closed_with_1007(client: Client)
 async def test_a_message_over_the_size_is_closed_with_1009(client: Client) -> None:
     assert (await end_after(client, " " * 2_097_152))[0] == 1009
     assert (await end_after(client, " " * 2_097_151))[0] == 4400
+
+
+async def test_who_is_not_introduced_sends_no_large_message(client: Client) -> None:
+    fits = json.dumps({"type": "connection_init", "payload": {"x": ""}})
+    fits = fits.replace('""', f'"{"x" * (16_384 - len(fits))}"')
+    why = "Send connection_init first: that was too large for it."
+    assert await end_after(client, f"{fits} ", init=False) == (1009, why)
+    async with opened(client) as ws:
+        await ws.send_str(fits)
+        assert await ws.receive_json(timeout=20) == {"type": "connection_ack"}
+
+
+async def test_a_message_has_so_many_arrays_and_objects(client: Client) -> None:
+    why = "This has more than 50000 arrays and objects."
+    assert await end_after(client, f"[{'[],' * 50_000}[]]") == (4400, why)
+    assert await end_after(client, "[" * 100_000) == (4400, why)
 
 
 async def test_a_reason_never_exceeds_what_a_frame_holds(client: Client) -> None:
