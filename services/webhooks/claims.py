@@ -64,16 +64,19 @@ LANES = """SELECT w."id", w."open_until",
         (SELECT count(*) FROM "webhook_deliveries" d
          WHERE d."webhook_id" = w."id" AND d."state" = 'SENDING' AND d."next_attempt_at" > $1)
     FROM "webhooks" w WHERE w."enabled" """
-# Waiting ones and those of lost workers apart, so that each is a look into the index. Whether it
-# is still due is asked again, since it may have been settled meanwhile.
+# Waiting ones and those of lost workers apart, and so the earlier ones of the job, so that each is
+# a look into an index that holds no settled ones. Whether it is still due is asked again, since it may have been settled meanwhile.
 HEAD = """SELECT * FROM (
         SELECT d."id", d."next_attempt_at" AS "at", d."seq" FROM "webhook_deliveries" d
         WHERE d."webhook_id" = $1 AND d."state" = '{state}' AND d."next_attempt_at" <= $2
             AND NOT EXISTS (
                 SELECT 1 FROM "webhook_deliveries" e
                 WHERE e."webhook_id" = d."webhook_id" AND e."job_id" = d."job_id"
-                    AND e."seq" < d."seq" AND (e."state" = 'SENDING'
-                        OR (e."state" = 'PENDING' AND e."next_attempt_at" <= $2)))
+                    AND e."seq" < d."seq" AND e."state" = 'SENDING')
+            AND NOT EXISTS (
+                SELECT 1 FROM "webhook_deliveries" e
+                WHERE e."webhook_id" = d."webhook_id" AND e."job_id" = d."job_id"
+                    AND e."seq" < d."seq" AND e."state" = 'PENDING' AND e."next_attempt_at" <= $2)
         ORDER BY d."next_attempt_at", d."seq" LIMIT $3) "{state}" """
 TAKE = f"""UPDATE "webhook_deliveries" SET "state" = 'SENDING', "next_attempt_at" = $4
     FROM (SELECT "id" AS "head_id" FROM (

@@ -1,0 +1,78 @@
+"""Taking what is due: what is taken, in which order, and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from models import WebhookDelivery, WebhookDeliveryState, statements
+from models.base import uuid7
+from services.runtime import Runtime
+from services.webhooks import claims
+from signoff.wiring import runtime
+from tests.support.hooks import Hook, make_hook
+from tests.support.running import settings_for
+
+LEASE = timedelta(seconds=30)
+NOWHERE = "http://127.0.0.1:9/"
+
+
+@pytest.fixture
+async def idle(database_url: str, tmp_path: Path) -> AsyncIterator[Runtime]:
+    """Nobody works but the test."""
+    settings = settings_for(database_url, tmp_path)
+    async with runtime(
+        settings, allow_private_agents=True, allow_private_webhooks=True, work=False
+    ) as rt:
+        yield rt
+
+
+async def fill(hook: Hook, count: int, job_id: UUID | None = None, **given: Any) -> None:
+    """Deliveries that are due, of a job each if none is given."""
+    first = await WebhookDelivery.filter(webhook_id=hook.id).count() + 1
+    values = {"type": "job.noted", "body": "{}", "next_attempt_at": datetime.now(UTC)} | given
+    rows = [
+        WebhookDelivery(webhook_id=hook.id, seq=seq, job_id=job_id or uuid7(), **values)
+        for seq in range(first, first + count)
+    ]
+    await WebhookDelivery.bulk_create(rows)
+
+
+async def take(slots: int = 256) -> list[claims.Claimed]:
+    return (await claims.take(datetime.now(UTC), slots, LEASE)).taken
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+async def test_what_was_settled_of_a_job_costs_its_next_delivery_nothing(idle: Runtime) -> None:
+    """Counted in steps of SQLite's machine: the same whatever time it is."""
+    counted: list[int] = []
+    for size in (100, 400):
+        hook, job_id = await make_hook(idle, NOWHERE), uuid7()
+        settled = {"state": WebhookDeliveryState.SUCCEEDED, "next_attempt_at": None}
+        await fill(hook, size, job_id, **settled)
+        await fill(hook, size, job_id)
+        (one,), steps = await counting_steps()
+        assert (await WebhookDelivery.get(id=one.id)).seq == size + 1
+        counted.append(steps)
+    few, many = counted
+    assert many < 8 * few
+
+
+async def counting_steps() -> tuple[list[claims.Claimed], int]:
+    connection: Any = statements.database()._connected()  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore
+    counted = 0
+
+    def count() -> None:
+        nonlocal counted
+        counted += 1
+
+    connection.set_progress_handler(count, 10)
+    try:
+        return await take(), counted
+    finally:
+        connection.set_progress_handler(None, 0)
