@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -13,9 +14,10 @@ import pytest
 from models import WebhookDelivery, WebhookDeliveryState, statements
 from models.base import uuid7
 from services.runtime import Runtime
-from services.webhooks import claims
+from services.webhooks import claims, deliveries, hooks
 from signoff.wiring import runtime
 from tests.support.hooks import Hook, make_hook
+from tests.support.making import ADMIN
 from tests.support.running import settings_for
 
 LEASE = timedelta(seconds=30)
@@ -64,7 +66,7 @@ async def test_what_was_settled_of_a_job_costs_its_next_delivery_nothing(idle: R
 
 
 async def counting_steps() -> tuple[list[claims.Claimed], int]:
-    connection: Any = statements.database()._connected()  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore
+    connection = cast("Any", statements.database())._connected()
     counted = 0
 
     def count() -> None:
@@ -76,3 +78,27 @@ async def counting_steps() -> tuple[list[claims.Claimed], int]:
         return await take(), counted
     finally:
         connection.set_progress_handler(None, 0)
+
+
+async def test_others_have_their_turn_while_many_deliveries_are_deleted(idle: Runtime) -> None:
+    settled = {"state": WebhookDeliveryState.SUCCEEDED, "next_attempt_at": None}
+    one, other = await make_hook(idle, NOWHERE), await make_hook(idle, NOWHERE)
+    for hook in (one, other):
+        await fill(hook, 1000, created_at=datetime.now(UTC) - timedelta(days=40), **settled)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        counting = group.create_task(count())
+        await hooks.delete(idle, ADMIN, one.id)
+        assert turns >= 5
+        turns = 0
+        assert await deliveries.forget(timedelta(days=30)) == 1000
+        assert turns >= 5
+        counting.cancel()
+    assert await WebhookDelivery.all().count() == 0
