@@ -474,7 +474,7 @@ async def test_an_endless_answer_is_not_read(rt: Runtime) -> None:
 async def test_a_circuit_opens_lets_one_through_and_closes(rt: Runtime) -> None:
     async with fake_agent(refuses) as endpoint:
         hook = await make_hook(rt, endpoint.url)
-        for _ in range(12):
+        for _ in range(40):
             await make_job(rt)
 
         async def is_open() -> bool:
@@ -500,7 +500,7 @@ async def test_a_circuit_opens_lets_one_through_and_closes(rt: Runtime) -> None:
         await until(opened_again)
         endpoint.behave = takes
         await hook.let_due()
-        rows = await hook.settled(12)
+        rows = await hook.settled(40)
         assert {row.state for row in rows} == {SUCCEEDED}
         webhook = await hook.row()
         assert (webhook.failures, webhook.opened, webhook.open_until) == (0, 0, None)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
+import structlog
 from pydantic import AfterValidator, Field
 
 from models import ActorKind, JobLogType, Role, Webhook, jsontext, statements
@@ -28,6 +29,8 @@ from services.runtime import Runtime
 from services.secrets import SecretUnreadable
 from services.transactions import atomic, current
 from services.values import STORABLE, Command, WebhookId, public_id
+
+logger = structlog.get_logger(__name__)
 
 MAX_PER_OWNER = 20
 OVERLAP_SECONDS = 86_400
@@ -251,10 +254,17 @@ async def delete(rt: Runtime, viewer: Viewer, webhook_id: UUID) -> Webhook:
     """Remove it with its deliveries, a few at a time; returns it as it was. Raises `NotFound`."""
     hook = await get(viewer, webhook_id)
     await disable(rt, webhook_id, "It is being deleted.")
-    while await statements.database().fetch(PURGE, str(webhook_id)):
-        await asyncio.sleep(0)
+    await _purge(webhook_id)
     await _remove(rt, webhook_id)
     return hook
+
+
+async def _purge(webhook_id: UUID) -> None:
+    """Delete its deliveries; others have their turn in between."""
+    deleted = True
+    while deleted:
+        deleted = bool(await statements.database().fetch(PURGE, str(webhook_id)))
+        await asyncio.sleep(0)
 
 
 @atomic
@@ -266,6 +276,13 @@ async def _remove(rt: Runtime, webhook_id: UUID) -> None:
 async def disable(rt: Runtime, webhook_id: UUID, reason: str) -> None:
     """Stop it, if it is not stopped already."""
     current().writes.append(disabling(webhook_id, reason))
+
+
+async def stop(rt: Runtime, hook: Webhook, reason: str) -> None:
+    """Disable it because it cannot go on, and say so in the log."""
+    await disable(rt, hook.id, reason)
+    name = public_id("webhook", hook.id)
+    logger.warning("webhook disabled", webhook_id=name, reason=reason)
 
 
 def disabling(webhook_id: UUID, reason: str) -> Statement:

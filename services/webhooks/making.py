@@ -123,14 +123,14 @@ class Maker:
     async def _make(self, hook: Webhook, owner: Viewer | None, stretch: Stretch) -> None:
         """Write what there is for the webhook in the stretch, or stop it if that is not known."""
         if stretch.entries and owner is None:
-            await self._stop(hook, KEYLESS)
+            await hooks.stop(self._rt, hook, KEYLESS)
             return
         types = set(jsontext.loads(hook.types_json))
         entries = [entry for entry in stretch.entries if entry.type in types]
         try:
             jobs = await _matching(hook, owner, {entry.job_id for entry in entries})
         except (InvalidInput, ValueError, OverflowError):
-            await self._stop(hook, UNMATCHED)
+            await hooks.stop(self._rt, hook, UNMATCHED)
             return
         found = [
             _delivery(entry, stretch.names[entry.job_id])
@@ -139,11 +139,6 @@ class Maker:
         ]
         if found or stretch.reached - hook.position >= NOTED:
             await _write(self._rt, hook, stretch.reached, found)
-
-    async def _stop(self, hook: Webhook, reason: str) -> None:
-        await hooks.disable(self._rt, hook.id, reason)
-        name = public_id("webhook", hook.id)
-        logger.warning("webhook disabled", webhook_id=name, reason=reason)
 
 
 async def _matching(hook: Webhook, owner: Viewer | None, jobs: set[UUID]) -> set[UUID]:

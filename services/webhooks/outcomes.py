@@ -50,7 +50,6 @@ def _changes(it: Claimed, answer: Answer, began: datetime) -> dict[str, Any]:
     """The delivery after the try."""
     changes: dict[str, Any] = {
         "state": WebhookDeliveryState.SUCCEEDED,
-        "attempts": it.attempts + 1,
         "tries": it.tries + 1,
         "status_code": answer.status,
         "error": answer.error,
