@@ -1,7 +1,7 @@
 """Webhooks: making, changing and reading them.
 
 A webhook belongs to whoever made it, and shows itself to its owner and to admins. It tells what
-its owner may see, by the role that they have at that moment.
+its owner may see, by the role that they saved it with and still have at that moment.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pydantic import AfterValidator, Field
 from models import ActorKind, JobLogType, Role, Webhook, jsontext, statements
 from models.statements import Statement
 from services import agent_http, filters, keys
-from services.actors import Viewer
+from services.actors import TOKEN_PREFIX, Viewer
 from services.agent_http.addresses import WEBHOOK
-from services.errors import InvalidInput, LimitExceeded, NotFound, Problem
+from services.errors import Forbidden, InvalidInput, LimitExceeded, NotFound, Problem
 from services.filters import JobFilter, job_condition
 from services.paging import Page, Window, fetch
 from services.reading import NEWEST
@@ -45,6 +45,7 @@ WELL: dict[str, Any] = {
     "failing_since": None,
 }
 """The columns of a circuit that is closed."""
+DEMOTED = "It is being changed; save it again if this stays."
 KEYLESS = "Its owner has no valid API key any more that may have webhooks."
 
 
@@ -117,11 +118,34 @@ async def page(viewer: Viewer, window: Window) -> Page[Webhook]:
 
 
 async def save(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> Saved:
-    """Raises `InvalidInput`, `NotFound`, `Forbidden` or `LimitExceeded`."""
+    """Raises `InvalidInput`, `NotFound`, `Forbidden` or `LimitExceeded`.
+
+    What was made for an owner of a higher role is deleted, before their lower one can say where
+    it would go.
+    """
+    _demand_lasting(viewer)
     _check(rt, viewer, command)
     if command.id is None:
         return await _make(rt, viewer, command)
-    return Saved(await _change(rt, viewer, command), None)
+    hook = await get(viewer, command.id)
+    demoted = hook.owner_id == viewer.id and _is_less(viewer.role, hook.owner_role)
+    if demoted:
+        await disable(rt, hook.id, DEMOTED)
+        await _purge(hook.id)
+    return Saved(await _change(rt, viewer, command, enable=demoted and hook.enabled), None)
+
+
+def _demand_lasting(viewer: Viewer) -> None:
+    """Raises `Forbidden`: a webhook outlives a token, and nobody tells us of a role withdrawn."""
+    if viewer.id.startswith(TOKEN_PREFIX):
+        raise Forbidden(
+            "Webhooks are saved with an API key, not with a token: a webhook goes on when the "
+            "token has ended, and only a key can be revoked here."
+        )
+
+
+def _is_less(role: Role, other: Role) -> bool:
+    return keys.RANK.index(role) < keys.RANK.index(other)
 
 
 def _check(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> None:
@@ -188,13 +212,18 @@ async def _newest_entry() -> int:
 
 
 @atomic
-async def _change(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> Webhook:
+async def _change(rt: Runtime, viewer: Viewer, command: SaveWebhook, *, enable: bool) -> Webhook:
+    """`enable` unless the command says otherwise.
+
+    Raises `NotFound`, or `InvalidInput` if somebody else changed it meanwhile.
+    """
     assert command.id is not None  # noqa: S101
     hook = await get(viewer, command.id)
     changes = _given(rt, command)
     if hook.owner_id == viewer.id:
         changes |= _owner(viewer)
-    if changes.get("enabled") and not hook.enabled:
+    if changes.get("enabled", enable) and not hook.enabled:
+        changes["enabled"] = True
         changes |= WELL | {"disabled_reason": None}
     elif url_of(rt, hook) != command.url:
         changes |= WELL
@@ -292,7 +321,11 @@ def disabling(webhook_id: UUID, reason: str) -> Statement:
 
 
 async def owners(hooks: Iterable[Webhook]) -> dict[UUID, Viewer | None]:
-    """Who each webhook tells for, with the role that they have now; None for who lost it."""
+    """Who each webhook tells for; None for who lost all keys.
+
+    Their role is what they had when they saved it, or what they have now if that is less: other
+    keys of one name may be other people's.
+    """
     found = list(hooks)
     by_key = {hook.owner_id for hook in found if hook.owner_kind is ActorKind.API_KEY}
     roles = await keys.roles_of(by_key) if by_key else {}
@@ -301,7 +334,8 @@ async def owners(hooks: Iterable[Webhook]) -> dict[UUID, Viewer | None]:
 
 def _viewer(hook: Webhook, roles: Mapping[tuple[int, str], Role]) -> Viewer | None:
     by_key = hook.owner_kind is ActorKind.API_KEY
-    role = roles.get((hook.workspace_id, hook.owner_id)) if by_key else hook.owner_role
+    held = roles.get((hook.workspace_id, hook.owner_id)) if by_key else hook.owner_role
+    role = held and min(held, hook.owner_role, key=keys.RANK.index)
     if role is None or role is Role.VIEWER:
         return None
     return Viewer(

@@ -22,7 +22,6 @@ from models.base import uuid7
 from models.statements import Statement
 from services import filters
 from services.actors import Viewer
-from services.engine import AWAY
 from services.errors import InvalidInput
 from services.filters import job_condition
 from services.runtime import Runtime
@@ -98,8 +97,6 @@ class Maker:
         """Whether the webhook has come on; what goes wrong with one does not hold up the others."""
         try:
             await self._make(hook, owner, stretch)
-        except AWAY:
-            raise
         except Overtaken:
             return True
         except Exception:
@@ -176,12 +173,12 @@ POSTGRES = INSERT.format(uuid="UUID", instant="TIMESTAMPTZ", rows=EACH)
 async def _write(
     rt: Runtime, hook: Webhook, reached: int, deliveries: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Raises `Overtaken` if the webhook has gone on meanwhile."""
+    """Raises `Overtaken` if the webhook has gone on, or was changed, meanwhile."""
 
     async def refuse() -> None:
         raise Overtaken
 
-    seen = {"id": hook.id, "position": hook.position}
+    seen = {"id": hook.id, "position": hook.position, "version": hook.version, "enabled": True}
     current().swap(Webhook, seen, {"position": reached}, refuse)
     if deliveries:
         values = [jsontext.dumps(deliveries), datetime.now(UTC), str(hook.id)]
