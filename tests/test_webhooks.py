@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -427,6 +428,25 @@ async def test_who_is_gone_is_disabled(rt: Runtime) -> None:
         await deliveries.redeliver(rt, ADMIN, row.id)
         await heard(endpoint, 2)
         assert len(set(ids(endpoint.received))) == 1
+
+
+async def test_an_answer_of_an_old_address_says_nothing_of_the_new(rt: Runtime) -> None:
+    changed = asyncio.Event()
+
+    async def goes_late(received: Received) -> None:
+        await changed.wait()
+        await goes(received)
+
+    async with fake_agent(goes_late) as old, fake_agent(takes) as new:
+        hook = await make_hook(rt, old.url)
+        await make_job(rt)
+        await heard(old, 1)
+        await change(rt, hook, new)
+        changed.set()
+        (row,) = await tries(hook, 1)
+        assert row.status_code == 410
+        webhook = await hook.row()
+        assert (webhook.enabled, webhook.failures, webhook.reason) == (True, 0, None)
 
 
 async def test_who_has_only_failed_for_days_is_disabled(rt: Runtime) -> None:

@@ -304,7 +304,7 @@ async def _remove(rt: Runtime, webhook_id: UUID) -> None:
 @atomic
 async def disable(rt: Runtime, webhook_id: UUID, reason: str) -> None:
     """Stop it, if it is not stopped already."""
-    current().writes.append(disabling(webhook_id, reason))
+    current().writes.append(disabling({"id": webhook_id}, reason))
 
 
 async def stop(rt: Runtime, hook: Webhook, reason: str) -> None:
@@ -314,8 +314,8 @@ async def stop(rt: Runtime, hook: Webhook, reason: str) -> None:
     logger.warning("webhook disabled", webhook_id=name, reason=reason)
 
 
-def disabling(webhook_id: UUID, reason: str) -> Statement:
-    where = {"id": webhook_id, "enabled": True}
+def disabling(seen: Mapping[str, Any], reason: str) -> Statement:
+    where = {**seen, "enabled": True}
     changes = {"enabled": False, "disabled_reason": reason, "updated_at": datetime.now(UTC)}
     return statements.update(Webhook, where, changes)
 
