@@ -4,7 +4,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from tortoise import fields
-from tortoise.indexes import Index
+from tortoise.indexes import Index, PartialIndex
 
 from models.base import InstantField, Table
 from models.webhook import Webhook
@@ -57,7 +57,16 @@ class WebhookDelivery(Table):
                 fields=("webhook_id", "state", "next_attempt_at", "seq"),
                 name="ix_webhook_deliveries_due",
             ),
-            Index(fields=("webhook_id", "job_id", "seq"), name="ix_webhook_deliveries_job"),
+            PartialIndex(
+                fields=("webhook_id", "job_id", "seq"),
+                name="ix_webhook_deliveries_pending",
+                condition={"state": "PENDING"},
+            ),
+            PartialIndex(
+                fields=("webhook_id", "job_id", "seq"),
+                name="ix_webhook_deliveries_sending",
+                condition={"state": "SENDING"},
+            ),
             Index(fields=("webhook_id", "created_at", "id"), name="ix_webhook_deliveries_newest"),
             Index(fields=("created_at", "id"), name="ix_webhook_deliveries_created"),
         )

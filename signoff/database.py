@@ -209,10 +209,11 @@ def _tables() -> list[type[Model]]:
 
 
 def index_statements(model: type[Model]) -> list[str]:
-    """One statement for each named index that a model declares."""
+    """One statement for each named index that a model declares; `extra` is its WHERE."""
     table = cast("dict[str, Any]", model.describe())
     return [
         f'CREATE INDEX IF NOT EXISTS "{index["name"]}" ON "{table["table"]}" ({columns})'
+        + index["extra"]
         for index in table["indexes"]
         for columns in (", ".join(f'"{field}"' for field in index["fields"]),)
     ]

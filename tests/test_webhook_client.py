@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -94,3 +95,16 @@ async def test_cookies_of_one_endpoint_are_sent_to_none() -> None:
             assert (await post(client, endpoint.url)).outcome is Outcome.OK
         assert ["cookie" in each.headers for each in endpoint.received] == [False, False]
         assert endpoint.connections == 1
+
+
+async def test_names_are_looked_up_while_all_threads_of_the_loop_are_busy() -> None:
+    let_go = threading.Event()
+    loop = asyncio.get_running_loop()
+    busy = [loop.run_in_executor(None, let_go.wait) for _ in range(100)]
+    try:
+        async with WebhookClient(allow_private=True) as client, fake_agent(takes) as endpoint:
+            answer = await post(client, f"http://localhost:{endpoint.port}/")
+        assert answer == Answer(Outcome.OK, 200)
+    finally:
+        let_go.set()
+        await asyncio.gather(*busy)

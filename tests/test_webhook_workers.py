@@ -80,7 +80,7 @@ async def test_what_a_killed_server_had_sent_is_sent_again_with_the_same_id(
         assert events[0] == events[1]
         assert events[0]["data"]["jobId"] == job_id
         (delivery,) = await settled(server, id, 1)
-        assert delivery["attempts"] == 1
+        assert delivery["attempts"] == 2
 
 
 async def test_events_of_a_killed_server_are_delivered_by_the_next(
@@ -174,4 +174,4 @@ async def test_what_a_stopped_server_was_sending_is_given_back(
         await server.start()
         await heard(endpoint, 2)
         (delivery,) = await settled(server, id, 1)
-        assert delivery["attempts"] == 1
+        assert delivery["attempts"] == 2

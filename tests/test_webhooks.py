@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,7 +11,7 @@ from uuid import UUID
 import pytest
 from standardwebhooks import WebhookVerificationError
 
-from models import JobLog, JobLogType, Role, Webhook, WebhookDelivery, WebhookDeliveryState
+from models import ApiKey, JobLog, JobLogType, Role, Webhook, WebhookDelivery, WebhookDeliveryState
 from services import jobs, keys, workspaces
 from services.errors import Forbidden, InvalidInput, NotFound
 from services.jobs import CreateJob
@@ -227,10 +228,52 @@ async def test_a_webhook_tells_what_its_owner_sees_at_that_time(rt: Runtime) -> 
         assert {event["data"]["name"][:3] for event in await heard(mias, 3)} == {"mia"}
         assert {event["data"]["name"][:4] for event in await heard(olafs, 3)} == {"olaf"}
         assert len(mias.received) == len(olafs.received) == 3
+        for key in await ApiKey.filter(name="ada"):
+            await keys.revoke(key.prefix)
+        await keys.create("ada", Role.MEMBER)
         await keys.create("mia", Role.ADMIN)
         await make_job(rt, viewer=OTHER, name="olaf's last")
-        assert (await heard(mias, 4))[3]["data"]["name"] == "olaf's last"
+        await make_job(rt, viewer=replace(ada, role=Role.MEMBER), name="ada's own")
+        assert (await heard(adas, 7))[6]["data"]["name"] == "ada's own"
+        await make_job(rt, viewer=MEMBER, name="mia's last")
+        assert (await heard(mias, 4))[3]["data"]["name"] == "mia's last"
         assert len(await mia.settled(4)) == 4
+        assert len(adas.received) == 7
+
+
+async def test_a_lower_key_of_the_same_name_takes_nothing_over(rt: Runtime) -> None:
+    """What an admin's key was told, or was still to be told, does not go where a member says."""
+    high, low = [
+        keys.viewer_of((await keys.create("ada", role))[0]) for role in (Role.ADMIN, Role.MEMBER)
+    ]
+    async with fake_agent(refuses) as endpoint, fake_agent(takes) as thief:
+        hook = await make_hook(rt, endpoint.url, high)
+        await make_job(rt, viewer=OTHER, name="olaf's")
+        (row,) = await tries(hook, 1)
+        wanted = {"id": hook.id, "url": thief.url, "types": ["STATUS_CHANGE"]}
+        await hooks.save(rt, low, SaveWebhook.model_validate(wanted))
+        changed = await hook.row()
+        assert (changed.owner_role, changed.enabled) == (Role.MEMBER, True)
+        assert changed.disabled_reason is None
+        assert await hook.deliveries() == []
+        with pytest.raises(NotFound):
+            await deliveries.redeliver(rt, low, row.id)
+        await make_job(rt, viewer=OTHER, name="olaf's last")
+        await make_job(rt, viewer=low, name="ada's")
+        assert [event["data"]["name"] for event in await heard(thief, 1)] == ["ada's"]
+        assert len(await hook.settled(1)) == 1
+
+
+async def test_a_token_saves_no_webhook(rt: Runtime) -> None:
+    by_token = replace(ADMIN, id="oidc:eve")
+    hook = await make_hook(rt, "http://127.0.0.1:9/")
+    before = await Webhook.all().values()
+    with pytest.raises(Forbidden, match="with an API key, not with a token"):
+        await make_hook(rt, "http://127.0.0.1:9/", by_token)
+    wanted = {"id": hook.id, "url": "http://127.0.0.1:8/", "types": ["NOTE"]}
+    with pytest.raises(Forbidden, match="with an API key, not with a token"):
+        await hooks.save(rt, by_token, SaveWebhook.model_validate(wanted))
+    assert await Webhook.all().values() == before
 
 
 async def test_who_has_no_key_any_more_is_told_nothing(rt: Runtime) -> None:
@@ -387,6 +430,25 @@ async def test_who_is_gone_is_disabled(rt: Runtime) -> None:
         assert len(set(ids(endpoint.received))) == 1
 
 
+async def test_an_answer_of_an_old_address_says_nothing_of_the_new(rt: Runtime) -> None:
+    changed = asyncio.Event()
+
+    async def goes_late(received: Received) -> None:
+        await changed.wait()
+        await goes(received)
+
+    async with fake_agent(goes_late) as old, fake_agent(takes) as new:
+        hook = await make_hook(rt, old.url)
+        await make_job(rt)
+        await heard(old, 1)
+        await change(rt, hook, new)
+        changed.set()
+        (row,) = await tries(hook, 1)
+        assert row.status_code == 410
+        webhook = await hook.row()
+        assert (webhook.enabled, webhook.failures, webhook.reason) == (True, 0, None)
+
+
 async def test_who_has_only_failed_for_days_is_disabled(rt: Runtime) -> None:
     async with fake_agent(refuses) as endpoint:
         hook = await make_hook(rt, endpoint.url)
@@ -474,7 +536,7 @@ async def test_an_endless_answer_is_not_read(rt: Runtime) -> None:
 async def test_a_circuit_opens_lets_one_through_and_closes(rt: Runtime) -> None:
     async with fake_agent(refuses) as endpoint:
         hook = await make_hook(rt, endpoint.url)
-        for _ in range(12):
+        for _ in range(40):
             await make_job(rt)
 
         async def is_open() -> bool:
@@ -500,7 +562,7 @@ async def test_a_circuit_opens_lets_one_through_and_closes(rt: Runtime) -> None:
         await until(opened_again)
         endpoint.behave = takes
         await hook.let_due()
-        rows = await hook.settled(12)
+        rows = await hook.settled(40)
         assert {row.state for row in rows} == {SUCCEEDED}
         webhook = await hook.row()
         assert (webhook.failures, webhook.opened, webhook.open_until) == (0, 0, None)

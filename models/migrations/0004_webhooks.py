@@ -7,7 +7,7 @@ from models.webhook_delivery import WebhookDeliveryState
 from models.workspace import DEFAULT_WORKSPACE
 from tortoise.fields.base import OnDelete
 from tortoise import fields
-from tortoise.indexes import Index
+from tortoise.indexes import Index, PartialIndex
 
 
 class Migration(migrations.Migration):
@@ -117,7 +117,16 @@ class Migration(migrations.Migration):
                         fields=["webhook_id", "state", "next_attempt_at", "seq"],
                         name="ix_webhook_deliveries_due",
                     ),
-                    Index(fields=["webhook_id", "job_id", "seq"], name="ix_webhook_deliveries_job"),
+                    PartialIndex(
+                        fields=["webhook_id", "job_id", "seq"],
+                        name="ix_webhook_deliveries_pending",
+                        condition={"state": "PENDING"},
+                    ),
+                    PartialIndex(
+                        fields=["webhook_id", "job_id", "seq"],
+                        name="ix_webhook_deliveries_sending",
+                        condition={"state": "SENDING"},
+                    ),
                     Index(
                         fields=["webhook_id", "created_at", "id"],
                         name="ix_webhook_deliveries_newest",

@@ -19,6 +19,7 @@ from services.agent_http.addresses import WEBHOOK, AddressBlocked
 from services.agent_http.connections import Connector, Dial, current_dial
 from services.agent_http.failures import retry_after, status_line
 from services.agent_http.headers import user_agent
+from services.webhooks.lookups import Resolver
 
 CONNECT_SECONDS = 10.0
 
@@ -57,7 +58,7 @@ class WebhookClient:
 
     def __init__(self, *, allow_private: bool, resolver: AbstractResolver | None = None) -> None:
         self._allow_private = allow_private
-        self._resolver = resolver
+        self._resolver = resolver or Resolver()
         self._user_agent = user_agent()
 
     async def __aenter__(self) -> Self:
@@ -80,6 +81,7 @@ class WebhookClient:
         traceback: TracebackType | None,
     ) -> None:
         await self._session.close()
+        await self._resolver.close()
 
     async def post(
         self, url: str, headers: Mapping[str, str], body: bytes, *, deadline: float

@@ -140,7 +140,7 @@ class Deliverer:
 
     async def _take(self) -> None:
         slots = MAX_SENDING - len(self._sending)
-        found = await claims.take(datetime.now(UTC), slots, self._lease)
+        found = await claims.take(self._rt, datetime.now(UTC), slots, self._lease)
         self._again_at = found.again_at
         for it in found.taken:
             task = asyncio.create_task(self._deliver(it))
@@ -165,14 +165,25 @@ class Deliverer:
         with telemetry.timed(self._rt.telemetry.webhook_calls) as call:
             answer = await self._answer(it)
             call.outcome = answer.outcome
+        name = public_id("delivery", it.id)
         try:
-            await outcomes.record(self._rt, it, answer, began)
+            await self._record(it, answer, began)
         except (Overtaken, *AWAY) as error:
-            name = public_id("delivery", it.id)
             logger.warning("a delivery was not noted", delivery_id=name, error=repr(error))
         except Exception:
-            name = public_id("delivery", it.id)
             logger.exception("a delivery could not be noted", delivery_id=name)
+
+    async def _record(self, it: Claimed, answer: Answer, began: datetime) -> None:
+        """Write it down, as long as nobody else may take the delivery on."""
+        while True:
+            try:
+                await outcomes.record(self._rt, it, answer, began)
+            except AWAY:
+                if datetime.now(UTC) >= it.until:
+                    raise
+            else:
+                return
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _answer(self, it: Claimed) -> Answer:
         body = it.body.encode()

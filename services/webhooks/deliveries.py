@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,8 +19,8 @@ from services.values import public_id
 from services.webhooks import hooks, payloads
 
 PERSISTENCE = 5
-FORGOTTEN = 1000
-"""Deliveries forgotten in one statement."""
+FORGOTTEN = 200
+"""Deliveries forgotten in one statement, for which the event loop waits on SQLite."""
 
 
 async def page(
@@ -115,4 +116,5 @@ async def forget(kept: timedelta) -> int:
     before, forgotten = datetime.now(UTC) - kept, 0
     while rows := await statements.database().fetch(FORGET, before):
         forgotten += len(rows)
+        await asyncio.sleep(0)
     return forgotten

@@ -1,25 +1,27 @@
 """Webhooks: making, changing and reading them.
 
 A webhook belongs to whoever made it, and shows itself to its owner and to admins. It tells what
-its owner may see, by the role that they have at that moment.
+its owner may see, by the role that they saved it with and still have at that moment.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
+import structlog
 from pydantic import AfterValidator, Field
 
 from models import ActorKind, JobLogType, Role, Webhook, jsontext, statements
 from models.statements import Statement
 from services import agent_http, filters, keys
-from services.actors import Viewer
+from services.actors import TOKEN_PREFIX, Viewer
 from services.agent_http.addresses import WEBHOOK
-from services.errors import InvalidInput, LimitExceeded, NotFound, Problem
+from services.errors import Forbidden, InvalidInput, LimitExceeded, NotFound, Problem
 from services.filters import JobFilter, job_condition
 from services.paging import Page, Window, fetch
 from services.reading import NEWEST
@@ -28,11 +30,13 @@ from services.secrets import SecretUnreadable
 from services.transactions import atomic, current
 from services.values import STORABLE, Command, WebhookId, public_id
 
+logger = structlog.get_logger(__name__)
+
 MAX_PER_OWNER = 20
 OVERLAP_SECONDS = 86_400
 MAX_OVERLAP_SECONDS = 7 * 86_400
-PURGED = 1000
-"""Deliveries deleted in one statement."""
+PURGED = 200
+"""Deliveries deleted in one statement, for which the event loop waits on SQLite."""
 WELL: dict[str, Any] = {
     "failures": 0,
     "opened": 0,
@@ -41,6 +45,7 @@ WELL: dict[str, Any] = {
     "failing_since": None,
 }
 """The columns of a circuit that is closed."""
+DEMOTED = "It is being changed; save it again if this stays."
 KEYLESS = "Its owner has no valid API key any more that may have webhooks."
 
 
@@ -113,11 +118,34 @@ async def page(viewer: Viewer, window: Window) -> Page[Webhook]:
 
 
 async def save(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> Saved:
-    """Raises `InvalidInput`, `NotFound`, `Forbidden` or `LimitExceeded`."""
+    """Raises `InvalidInput`, `NotFound`, `Forbidden` or `LimitExceeded`.
+
+    What was made for an owner of a higher role is deleted, before their lower one can say where
+    it would go.
+    """
+    _demand_lasting(viewer)
     _check(rt, viewer, command)
     if command.id is None:
         return await _make(rt, viewer, command)
-    return Saved(await _change(rt, viewer, command), None)
+    hook = await get(viewer, command.id)
+    demoted = hook.owner_id == viewer.id and _is_less(viewer.role, hook.owner_role)
+    if demoted:
+        await disable(rt, hook.id, DEMOTED)
+        await _purge(hook.id)
+    return Saved(await _change(rt, viewer, command, enable=demoted and hook.enabled), None)
+
+
+def _demand_lasting(viewer: Viewer) -> None:
+    """Raises `Forbidden`: a webhook outlives a token, and nobody tells us of a role withdrawn."""
+    if viewer.id.startswith(TOKEN_PREFIX):
+        raise Forbidden(
+            "Webhooks are saved with an API key, not with a token: a webhook goes on when the "
+            "token has ended, and only a key can be revoked here."
+        )
+
+
+def _is_less(role: Role, other: Role) -> bool:
+    return keys.RANK.index(role) < keys.RANK.index(other)
 
 
 def _check(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> None:
@@ -184,13 +212,18 @@ async def _newest_entry() -> int:
 
 
 @atomic
-async def _change(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> Webhook:
+async def _change(rt: Runtime, viewer: Viewer, command: SaveWebhook, *, enable: bool) -> Webhook:
+    """`enable` unless the command says otherwise.
+
+    Raises `NotFound`, or `InvalidInput` if somebody else changed it meanwhile.
+    """
     assert command.id is not None  # noqa: S101
     hook = await get(viewer, command.id)
     changes = _given(rt, command)
     if hook.owner_id == viewer.id:
         changes |= _owner(viewer)
-    if changes.get("enabled") and not hook.enabled:
+    if changes.get("enabled", enable) and not hook.enabled:
+        changes["enabled"] = True
         changes |= WELL | {"disabled_reason": None}
     elif url_of(rt, hook) != command.url:
         changes |= WELL
@@ -250,10 +283,17 @@ async def delete(rt: Runtime, viewer: Viewer, webhook_id: UUID) -> Webhook:
     """Remove it with its deliveries, a few at a time; returns it as it was. Raises `NotFound`."""
     hook = await get(viewer, webhook_id)
     await disable(rt, webhook_id, "It is being deleted.")
-    while await statements.database().fetch(PURGE, str(webhook_id)):
-        pass
+    await _purge(webhook_id)
     await _remove(rt, webhook_id)
     return hook
+
+
+async def _purge(webhook_id: UUID) -> None:
+    """Delete its deliveries; others have their turn in between."""
+    deleted = True
+    while deleted:
+        deleted = bool(await statements.database().fetch(PURGE, str(webhook_id)))
+        await asyncio.sleep(0)
 
 
 @atomic
@@ -264,17 +304,28 @@ async def _remove(rt: Runtime, webhook_id: UUID) -> None:
 @atomic
 async def disable(rt: Runtime, webhook_id: UUID, reason: str) -> None:
     """Stop it, if it is not stopped already."""
-    current().writes.append(disabling(webhook_id, reason))
+    current().writes.append(disabling({"id": webhook_id}, reason))
 
 
-def disabling(webhook_id: UUID, reason: str) -> Statement:
-    where = {"id": webhook_id, "enabled": True}
+async def stop(rt: Runtime, hook: Webhook, reason: str) -> None:
+    """Disable it because it cannot go on, and say so in the log."""
+    await disable(rt, hook.id, reason)
+    name = public_id("webhook", hook.id)
+    logger.warning("webhook disabled", webhook_id=name, reason=reason)
+
+
+def disabling(seen: Mapping[str, Any], reason: str) -> Statement:
+    where = {**seen, "enabled": True}
     changes = {"enabled": False, "disabled_reason": reason, "updated_at": datetime.now(UTC)}
     return statements.update(Webhook, where, changes)
 
 
 async def owners(hooks: Iterable[Webhook]) -> dict[UUID, Viewer | None]:
-    """Who each webhook tells for, with the role that they have now; None for who lost it."""
+    """Who each webhook tells for; None for who lost all keys.
+
+    Their role is what they had when they saved it, or what they have now if that is less: other
+    keys of one name may be other people's.
+    """
     found = list(hooks)
     by_key = {hook.owner_id for hook in found if hook.owner_kind is ActorKind.API_KEY}
     roles = await keys.roles_of(by_key) if by_key else {}
@@ -283,7 +334,8 @@ async def owners(hooks: Iterable[Webhook]) -> dict[UUID, Viewer | None]:
 
 def _viewer(hook: Webhook, roles: Mapping[tuple[int, str], Role]) -> Viewer | None:
     by_key = hook.owner_kind is ActorKind.API_KEY
-    role = roles.get((hook.workspace_id, hook.owner_id)) if by_key else hook.owner_role
+    held = roles.get((hook.workspace_id, hook.owner_id)) if by_key else hook.owner_role
+    role = held and min(held, hook.owner_role, key=keys.RANK.index)
     if role is None or role is Role.VIEWER:
         return None
     return Viewer(

@@ -22,7 +22,6 @@ from models.base import uuid7
 from models.statements import Statement
 from services import filters
 from services.actors import Viewer
-from services.engine import AWAY
 from services.errors import InvalidInput
 from services.filters import job_condition
 from services.runtime import Runtime
@@ -98,8 +97,6 @@ class Maker:
         """Whether the webhook has come on; what goes wrong with one does not hold up the others."""
         try:
             await self._make(hook, owner, stretch)
-        except AWAY:
-            raise
         except Overtaken:
             return True
         except Exception:
@@ -123,14 +120,14 @@ class Maker:
     async def _make(self, hook: Webhook, owner: Viewer | None, stretch: Stretch) -> None:
         """Write what there is for the webhook in the stretch, or stop it if that is not known."""
         if stretch.entries and owner is None:
-            await self._stop(hook, KEYLESS)
+            await hooks.stop(self._rt, hook, KEYLESS)
             return
         types = set(jsontext.loads(hook.types_json))
         entries = [entry for entry in stretch.entries if entry.type in types]
         try:
             jobs = await _matching(hook, owner, {entry.job_id for entry in entries})
         except (InvalidInput, ValueError, OverflowError):
-            await self._stop(hook, UNMATCHED)
+            await hooks.stop(self._rt, hook, UNMATCHED)
             return
         found = [
             _delivery(entry, stretch.names[entry.job_id])
@@ -139,11 +136,6 @@ class Maker:
         ]
         if found or stretch.reached - hook.position >= NOTED:
             await _write(self._rt, hook, stretch.reached, found)
-
-    async def _stop(self, hook: Webhook, reason: str) -> None:
-        await hooks.disable(self._rt, hook.id, reason)
-        name = public_id("webhook", hook.id)
-        logger.warning("webhook disabled", webhook_id=name, reason=reason)
 
 
 async def _matching(hook: Webhook, owner: Viewer | None, jobs: set[UUID]) -> set[UUID]:
@@ -181,12 +173,12 @@ POSTGRES = INSERT.format(uuid="UUID", instant="TIMESTAMPTZ", rows=EACH)
 async def _write(
     rt: Runtime, hook: Webhook, reached: int, deliveries: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Raises `Overtaken` if the webhook has gone on meanwhile."""
+    """Raises `Overtaken` if the webhook has gone on, or was changed, meanwhile."""
 
     async def refuse() -> None:
         raise Overtaken
 
-    seen = {"id": hook.id, "position": hook.position}
+    seen = {"id": hook.id, "position": hook.position, "version": hook.version, "enabled": True}
     current().swap(Webhook, seen, {"position": reached}, refuse)
     if deliveries:
         values = [jsontext.dumps(deliveries), datetime.now(UTC), str(hook.id)]

@@ -50,7 +50,6 @@ def _changes(it: Claimed, answer: Answer, began: datetime) -> dict[str, Any]:
     """The delivery after the try."""
     changes: dict[str, Any] = {
         "state": WebhookDeliveryState.SUCCEEDED,
-        "attempts": it.attempts + 1,
         "tries": it.tries + 1,
         "status_code": answer.status,
         "error": answer.error,
@@ -68,15 +67,19 @@ def _changes(it: Claimed, answer: Answer, began: datetime) -> dict[str, Any]:
 
 
 def _of_webhook(rt: Runtime, hook: Webhook, answer: Answer) -> Statement | None:
-    """What is written of the webhook; nothing while all is well with it."""
+    """What is written of the webhook; nothing while all is well with it.
+
+    It says nothing of one that was changed meanwhile: its address may be another.
+    """
+    seen = {"id": hook.id, "version": hook.version}
     if answer.outcome is Outcome.OK:
         ails = hook.failures or hook.open_until or hook.failing_since
-        return statements.update(Webhook, {"id": hook.id}, WELL) if ails else None
+        return statements.update(Webhook, seen, WELL) if ails else None
     reason = _hopeless(hook, answer)
     if reason is not None:
         name = public_id("webhook", hook.id)
         logger.warning("webhook disabled", webhook_id=name, reason=reason)
-        return disabling(hook.id, reason)
+        return disabling(seen, reason)
     return _failed(rt, hook, answer)
 
 
@@ -96,12 +99,14 @@ def _counting(levels: int) -> str:
     """SQL that counts a failure; `$6` is until when the receiver asked to be left alone."""
     counted = circuits.counted("webhooks", levels, limit=4, now=3, until=6)
     return f"""UPDATE "webhooks" SET {counted}, "reason" = $2,
-        "failing_since" = COALESCE("failing_since", $5) WHERE "id" = $1"""  # noqa: S608 - numbers
+        "failing_since" = COALESCE("failing_since", $5)
+        WHERE "id" = $1 AND "version" = ${levels + 6}"""  # noqa: S608 - numbers
 
 
 HOLD = """UPDATE "webhooks" SET "failures" = "failures" + 1, "reason" = $2,
     "failing_since" = COALESCE("failing_since", $3),
-    "open_until" = CASE WHEN "open_until" > $4 THEN "open_until" ELSE $4 END WHERE "id" = $1"""
+    "open_until" = CASE WHEN "open_until" > $4 THEN "open_until" ELSE $4 END
+    WHERE "id" = $1 AND "version" = $5"""
 
 
 def _failed(rt: Runtime, hook: Webhook, answer: Answer) -> Statement:
@@ -109,9 +114,9 @@ def _failed(rt: Runtime, hook: Webhook, answer: Answer) -> Statement:
     now, reason = datetime.now(UTC), answer.error or answer.outcome
     if answer.retry_after:
         until = now + timedelta(seconds=answer.retry_after)
-        return Statement(HOLD, [str(hook.id), reason, now, until], "webhooks")
+        return Statement(HOLD, [str(hook.id), reason, now, until, hook.version], "webhooks")
     seconds = circuits.durations(rt.options.circuit_seconds)
     times = [now + timedelta(seconds=each) for each in seconds]
     limit = rt.options.circuit_failures or NEVER
-    given: list[Any] = [str(hook.id), reason, now, limit, now, *times]
+    given: list[Any] = [str(hook.id), reason, now, limit, now, *times, hook.version]
     return Statement(_counting(len(times)), given, "webhooks")
