@@ -58,6 +58,10 @@ class Measure:
 EMPTY = Measure()
 
 
+SPARE_VARIABLES = 100
+"""Variables that are not declared: GraphQL ignores them, and some clients send a few."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """What is known of an operation before its variables are."""
@@ -72,10 +76,11 @@ class Operation:
     def requested(self, variables: Mapping[str, Any] | None, max_filters: int) -> int:
         """What it costs; raises `InvalidInput` for variables with too much in them.
 
-        Raises `GraphQLError` for more variables than all operations of its document declare.
+        Raises `GraphQLError` for many variables that no operation of its document declares.
         """
-        if variables and len(variables) > self.max_variables:
-            raise exceeded("variables", len(variables), self.max_variables)
+        most = self.max_variables + SPARE_VARIABLES
+        if variables and len(variables) > most:
+            raise exceeded("variables", len(variables), most)
         if self.defaults:
             variables = {**self.defaults, **(variables or {})}
         if not variables:
