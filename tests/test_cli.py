@@ -371,7 +371,7 @@ def test_keys_are_narrowed_and_end_and_are_for_a_workspace(shell: Shell) -> None
     shell.done(*make, "--workspace", "acme", "--expires", "30d", "--owners", "mia, olaf")
     listed = shell.done("keys", "list")
     assert re.fullmatch(
-        r"signoff_\w+…  ADMIN   until [\d-]{10} +never used +bob  in acme\n", listed
+        r"signoff_[\w-]+…  ADMIN   until [\d-]{10} +never used +bob  in acme\n", listed
     )
     line = shell.refusal(*make, "--workspace", "nowhere")
     assert line == "there is no workspace “nowhere”; see: signoff workspaces list"

@@ -156,6 +156,7 @@ async def test_every_entry_of_an_execution_names_its_attempt_agent_and_actor(rt:
     key = public_id("attempt", attempt.id)
     assert request == {"try": 1, "idempotencyKey": key, "feedback": [], "body": {"q": 1}}
     assert response == {
+        "judgedAtOnce": True,
         "httpStatus": 200,
         "latencyMs": attempt.latency_ms,
         "body": {"answer": "ok"},
