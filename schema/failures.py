@@ -40,6 +40,11 @@ def without_hint(error: GraphQLError) -> GraphQLError:
     )
 
 
+def shown_failure(error: Exception) -> GraphQLError:
+    """The same of what was raised outside of an operation's fields."""
+    return shown(GraphQLError("", original_error=error))
+
+
 def shown(error: GraphQLError) -> GraphQLError:
     """What a client may know of `error`, with an `extensions.code`; the rest is logged by an id."""
     cause = error.original_error

@@ -73,13 +73,13 @@ async def receive(rt: Runtime, this: Run, reply: AgentReply) -> None:
     Whatever would come before that, the reply does: it cost somebody's work.
     Raises one of `OVERTAKEN` if the attempt was ended meanwhile.
     """
-    at_once = None
+    found = at_once = None
     with suppress(Exception):  # it comes again below, with the reply on record
         found = await examine(this, reply.body.decode(), reply.latency_ms, AT_ONCE)
         at_once = found if _ends_by(this, found) else None
     if at_once is None or not await _is_settled(rt, this, at_once, reply):
         await to_the_end(rt, responses.record(rt, this, reply))
-        await judge(rt, this)
+        await judge(rt, this, found)
 
 
 async def _is_settled(rt: Runtime, this: Run, found: Examination, reply: AgentReply) -> bool:
@@ -106,14 +106,15 @@ def _ends_by(this: Run, found: Examination) -> bool:
     return found.mismatch is None and decision.outcome is not VerdictOutcome.FAIL
 
 
-async def judge(rt: Runtime, this: Run) -> None:
+async def judge(rt: Runtime, this: Run, found: Examination | None = None) -> None:
     """Settle the job by its recorded response, or leave it to a reviewer.
 
+    `found` is what was found in it already.
     Raises one of `OVERTAKEN` if the attempt was ended meanwhile.
     """
     response, took = this.attempt.response_json or "null", this.attempt.latency_ms or 0
     try:
-        found = await examine(this, response, took, rt.sandbox)
+        found = found or await examine(this, response, took, rt.sandbox)
     except NotEvaluated as error:
         await leave_to_review(rt, this, f"The outputSchema could not be checked: {error}")
         return

@@ -8,9 +8,8 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from aiohttp import web
-from graphql import GraphQLError
 
-from schema.failures import shown
+from schema.failures import shown_failure
 from services.errors import Unauthenticated
 from signoff.asked import encoded
 from signoff.results import NotExecuted
@@ -69,7 +68,7 @@ class EventStream:
         """Who may not listen any more is told so; else it breaks off, to be resumed elsewhere."""
         last = b""
         if code == FORBIDDEN:
-            last = event({"errors": _errors(Unauthenticated(reason))}) + COMPLETE
+            last = event({"errors": [shown_failure(Unauthenticated(reason)).formatted]}) + COMPLETE
         if not self._ended.done():
             self._ended.set_result(last)
         await self._done.wait()
@@ -102,10 +101,6 @@ def event(data: dict[str, Any]) -> bytes:
 def _event(payload: bytes) -> bytes:
     """JSON has no line breaks of its own, so it is one line."""
     return b"event: next\r\ndata: %b\r\n\r\n" % payload
-
-
-def _errors(error: Exception) -> list[Any]:
-    return [shown(GraphQLError("", original_error=error)).formatted]
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

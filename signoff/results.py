@@ -12,7 +12,7 @@ from strawberry.types import ExecutionResult
 from strawberry.types.execution import PreExecutionError
 
 from resolvers.context import Context
-from schema.failures import shown
+from schema.failures import shown_failure
 from signoff.asked import Asked, encoded
 from signoff.guarding import Guard
 
@@ -46,7 +46,7 @@ async def stream(guard: Guard, context: Context, asked: Asked) -> AsyncGenerator
     except NotExecuted:
         raise
     except Exception as error:
-        raise NotExecuted([shown(GraphQLError("", original_error=error))]) from error
+        raise NotExecuted([shown_failure(error)]) from error
 
 
 def _executed(result: object) -> dict[str, Any]:

@@ -91,7 +91,8 @@ class Sessions:
             wait = {"Retry-After": "1"}
             raise Refused(503, STOPPING, ErrorCode.UNAVAILABLE, headers=wait, hang_up=True)
         if self._connections[client] >= self.limits.connections:
-            raise Refused(429, str(self._too_many()), self._too_many().code, headers=SOON)
+            error = self._too_many()
+            raise Refused(429, str(error), error.code, headers=SOON)
         session = Session(client, end)
         self._open.add(session)
         self._connections[client] += 1

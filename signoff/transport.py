@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from aiohttp import web
-from graphql import GraphQLError
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.types import ExecutionResult
 from strawberry.types.graphql import OperationType
 
 from resolvers.context import Context
-from schema.failures import shown
+from schema.failures import shown_failure
 from services.actors import Viewer
 from services.errors import LimitExceeded, RateLimited, Unauthenticated, UnknownDocument
 from services.rates import Rates
@@ -121,7 +120,7 @@ class View:
         except UnknownDocument as error:
             raise Refused(400, str(error), error.code) from None
         except CannotGetOperationTypeError as error:
-            told = shown(GraphQLError("", original_error=error))
+            told = shown_failure(error)
             raise Refused(400, told.message, "GRAPHQL_ERROR") from None
 
     async def _streamed(

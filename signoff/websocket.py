@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import WSMessage, WSMsgType, web
-from graphql import GraphQLError
 
 from resolvers.context import Context
-from schema.failures import shown
+from schema.failures import shown_failure
 from services.errors import LimitExceeded, RateLimited, Unauthenticated
 from services.runtime import Runtime
 from signoff import frames, results
@@ -95,7 +94,7 @@ class Socket:
         except ConnectionError:
             pass  # it is gone
         except Exception as error:  # noqa: BLE001 - `shown` logs it
-            await self.close(BROKEN, shown(GraphQLError("", original_error=error)).message)
+            await self.close(BROKEN, shown_failure(error).message)
         finally:
             await self._cancel()
         return self._ws
@@ -169,7 +168,7 @@ class Socket:
         if len(self._operations) >= self._limits.max_operations:
             limit = self._limits.max_operations
             error = LimitExceeded(f"This socket has {limit} operations under way.", limit)
-            await self._send(frames.error_frame(frame.id, _shown(error)))
+            await self._send(frames.error_frame(frame.id, [shown_failure(error).formatted]))
             return
         task = asyncio.create_task(self._operate(frame))
         self._operations[frame.id] = task
@@ -205,7 +204,7 @@ class Socket:
         except (Unauthenticated, ConnectionError):
             raise
         except Exception as error:  # noqa: BLE001 - `shown` logs it
-            return frames.error_frame(frame.id, _shown(error))
+            return frames.error_frame(frame.id, [shown_failure(error).formatted])
         return frames.complete_frame(frame.id)
 
     async def results(self, asked: Asked) -> AsyncGenerator[bytes]:
@@ -235,7 +234,3 @@ class Socket:
 
 LIMITS: web.AppKey[SocketLimits] = web.AppKey("limits", SocketLimits)
 """Where they are not the ordinary ones."""
-
-
-def _shown(error: Exception) -> list[Any]:
-    return [shown(GraphQLError("", original_error=error)).formatted]

@@ -48,6 +48,17 @@ class Dial:
 current_dial: ContextVar[Dial] = ContextVar("current_dial")
 
 
+def session(connector: Connector, connect_seconds: float) -> aiohttp.ClientSession:
+    """A client that keeps no cookie, inflates nothing, and asks no proxy of the environment's."""
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds),
+        auto_decompress=False,
+        trust_env=False,
+    )
+
+
 class Connector(aiohttp.TCPConnector):
     """Notes the connection of each call in `current_dial`."""
 

@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from services.agent_http.addresses import WEBHOOK, AddressBlocked
-from services.agent_http.connections import Connector, Dial, current_dial
+from services.agent_http.connections import Connector, Dial, current_dial, session
 from services.agent_http.failures import retry_after, status_line
 from services.agent_http.headers import user_agent
 from services.webhooks.lookups import Resolver
@@ -65,13 +65,7 @@ class WebhookClient:
         self._connector = Connector(
             allow_private=self._allow_private, resolver=self._resolver, peer=WEBHOOK
         )
-        self._session = aiohttp.ClientSession(
-            connector=self._connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
-            auto_decompress=False,
-            trust_env=False,
-        )
+        self._session = session(self._connector, CONNECT_SECONDS)
         return self
 
     async def __aexit__(
