@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import aiohttp
@@ -103,23 +104,31 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
         SIGNOFF_ALLOW_PRIVATE_AGENTS="false",
         SIGNOFF_SAMPLE_AGENT="false",
         SIGNOFF_RATE_PER_MINUTE="0",
+        SIGNOFF_AUTH_FAILURES_PER_MINUTE="0",
         SIGNOFF_DATABASE_URL=f"sqlite:///{folder}/signoff.db",
     )
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner())
+        key = runner.run(_key(folder, given))  # one that is made by chance locks out the keyless
         process = commands.process(folder, given, "serve", "--port", "0")
         started = runner.run(process.__aenter__())
         stack.callback(lambda: runner.run(process.__aexit__(None, None, None)))
         lines = runner.run(commands.until_line(started, "  GraphQL"))
         url = lines[-1].split()[1]
-        session = runner.run(_session())
+        session = runner.run(_session(key))
         stack.callback(lambda: runner.run(session.close()))
         yield Server(url, runner, session)
         assert started.returncode is None
 
 
-async def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession()
+async def _key(folder: Path, given: dict[str, str]) -> str:
+    making = ("keys", "create", "--role", "admin", "--name", "anybody")
+    async with commands.process(folder, given, *making) as made:
+        return (await commands.until_line(made, "signoff_"))[-1]
+
+
+async def _session(key: str) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"})
 
 
 # What is sent
