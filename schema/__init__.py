@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 import strawberry
 from graphql import (
+    Executor,
     GraphQLError,
     build_schema,
     lexicographic_sort_schema,
@@ -29,6 +31,7 @@ from schema.failures import MAX_ERRORS, shown
 from schema.mutation import Mutation
 from schema.query import Query
 from schema.scalars import SCALARS
+from schema.sharing import Asked, shared_variables
 from schema.subscription import Subscription
 from schema.tracing import Traced
 from schema.types.attempt import Attempt
@@ -48,10 +51,30 @@ class Schema(strawberry.Schema):
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
         self._checked = lru_cache(CACHED_DOCUMENTS)(self._check)
+        self.shared = lru_cache(CACHED_DOCUMENTS)(self._find_shared)
 
     def _check(self, query: str) -> Checked:
         document = parse(query)
         return document, validate_document(self._schema, document, tuple(specified_rules))
+
+    def _find_shared(self, query: str, name: str | None) -> frozenset[str] | None:
+        """The variables that make a difference to a subscription's messages; None if it is none.
+
+        Nor is it one if there is anything wrong with the document.
+        """
+        with suppress(GraphQLError):
+            document, problems = self._checked(query)
+            return None if problems else shared_variables(document, name)
+        return None
+
+    def executor(self, asked: Asked) -> Executor:
+        """What executes an operation that was executed before, so that it is known to be valid."""
+        document, _ = self._checked(asked.query)
+        made = self.execution_context_class.build(
+            self._schema, document, None, None, asked.variables, asked.operation_name
+        )
+        assert not isinstance(made, list), made  # noqa: S101
+        return made
 
     def create_extensions_runner(
         self, execution_context: ExecutionContext, extensions: list[SchemaExtension]

@@ -91,6 +91,21 @@ class Telemetry:
             "Log entries that this process has not yet handed on to its subscribers.",
             registry=registry,
         )
+        self.subscribers = Gauge(
+            "signoff_subscribers",
+            "Subscriptions that are up to date and wait for what is new.",
+            registry=registry,
+        )
+        self.frames = Counter(
+            "signoff_subscription_messages",
+            "Messages written to subscribers.",
+            registry=registry,
+        )
+        self.slow = Counter(
+            "signoff_slow_subscribers",
+            "Connections that were closed because too much was left unread.",
+            registry=registry,
+        )
         self.judged(0, 0)
 
     def ended(self, outcome: str | None) -> None:

@@ -55,7 +55,12 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
             yield
 
     app = web.Application(middlewares=[_traced, _guarded], client_max_size=MAX_BODY_BYTES)
+
+    async def stop_streams(app: web.Application) -> None:
+        app[VIEW].hub.stop()
+
     app.cleanup_ctx.append(services)
+    app.on_shutdown.append(stop_streams)
     app.router.add_route("*", "/graphql", _graphql)
     app.router.add_get("/", _home)
     app.router.add_post(sample.PATH, sample.endpoint(lambda: app[RUNTIME]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn, TypeGuard, cast
@@ -20,10 +20,15 @@ from strawberry.types.unset import UNSET, UnsetType
 
 from resolvers.context import Context
 from schema import schema
-from services.actors import NOBODY
+from schema.sharing import Asked
+from services.actors import NOBODY, Viewer
 from services.errors import ErrorCode, Unauthenticated
 from services.runtime import Runtime
+from signoff import subscribers
 from signoff.auth import Gate
+from signoff.encoding import encoded
+from signoff.hub import Hub
+from signoff.subscribers import SharingHandler
 
 MAX_MESSAGE_BYTES = 2_097_152
 HEARTBEAT_SECONDS = 20
@@ -48,7 +53,13 @@ class SocketContext(Context):
     connection_params: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
+SUBSCRIPTION = web.RequestKey("subscription", tuple[Asked, Viewer])
+"""Of a request that is answered by a stream of events: whose and what they are."""
+
+
 class View(GraphQLView[Context, None]):
+    graphql_transport_ws_handler_class = SharingHandler
+
     def __init__(self, rt: Runtime, gate: Gate) -> None:
         super().__init__(
             schema=schema,
@@ -57,6 +68,7 @@ class View(GraphQLView[Context, None]):
             connection_init_wait_timeout=timedelta(seconds=INIT_SECONDS),
             max_subscriptions_per_connection=MAX_OPERATIONS,
         )
+        self.hub = Hub(rt, schema)
         self._rt = rt
         self._gate = gate
 
@@ -134,6 +146,38 @@ class View(GraphQLView[Context, None]):
             protocol=streaming.protocol if streaming else "http",
         )
 
+    async def execute_operation(
+        self,
+        request: web.Request,
+        request_adapter: AsyncHTTPRequestAdapter,
+        request_data: GraphQLRequestData | list[GraphQLRequestData],
+        context: Context,
+        root_value: None,
+        sub_response: web.Response,
+    ) -> Any:
+        if isinstance(request_data, GraphQLRequestData) and request_data.protocol == "sse":
+            asked = Asked(
+                request_data.query or "", request_data.variables, request_data.operation_name
+            )
+            if self.hub.takes(asked):
+                request[SUBSCRIPTION] = asked, context.viewer
+        return await super().execute_operation(
+            request, request_adapter, request_data, context, root_value, sub_response
+        )
+
+    async def create_streaming_response(
+        self,
+        request: web.Request,
+        stream: Callable[[], AsyncGenerator[str, None]],
+        sub_response: web.Response,
+        headers: Mapping[str, str],
+    ) -> web.StreamResponse:
+        """Subscriptions are told by the hub; `stream`, which was not begun, is for all else."""
+        if SUBSCRIPTION not in request:
+            return await super().create_streaming_response(request, stream, sub_response, headers)
+        asked, viewer = request[SUBSCRIPTION]
+        return await subscribers.stream(request, self.hub, viewer, asked, headers)
+
     def parse_json(self, data: str | bytes) -> Any:
         content = super().parse_json(data)
         if not isinstance(content, dict):
@@ -153,20 +197,13 @@ class View(GraphQLView[Context, None]):
         response_data: GraphQLHTTPResponse | list[GraphQLHTTPResponse],
         sub_response: web.Response,
     ) -> web.Response:
-        sub_response.body = _encoded(response_data)
+        sub_response.body = encoded(response_data)
         sub_response.headers["Content-Type"] = "application/json; charset=utf-8"
         return sub_response
 
     def encode_json(self, data: object) -> str:
         """A string, since bytes would become binary frames on a WebSocket."""
-        return _encoded(data).decode()
-
-
-def _encoded(data: object) -> bytes:
-    try:
-        return orjson.dumps(data)
-    except TypeError:  # an agent's response near orjson's depth, deeper by the answer's levels
-        return json.dumps(data, allow_nan=False).encode()
+        return encoded(data).decode()
 
 
 def _exact(text: str) -> object:

@@ -336,7 +336,7 @@ async def test_listener_that_falls_far_behind_reads_the_log_itself_and_misses_no
         await rt.events.past(expected[-1] - 1)
         assert rt.events.recent(heard[-1], expected[-1]) is None
         while heard[-1] != expected[-1]:
-            heard.append((await anext(entries)).seq)  # noqa: PERF401 - until the last one
+            heard.append((await anext(entries)).seq)
     assert heard == expected
     assert rt.events.readers == 0
 

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from models import Role
-from signoff.app import RUNTIME, VIEW, create_app
+from signoff.app import VIEW, create_app
 from tests.support.graphql import (
     Json,
     agent,
@@ -51,7 +51,7 @@ async def subscribed(socket: Socket, client: Client, **variables: Any) -> str:
 
 def listeners(client: Client) -> int:
     """How many subscriptions wait for entries."""
-    return len(client.app[RUNTIME].events._listeners)  # pyright: ignore[reportPrivateUsage]
+    return client.app[VIEW].hub.subscribers
 
 
 async def before(client: Client, job: Json) -> str:

@@ -1,0 +1,328 @@
+"""Subscriptions of one process: what several ask for alike is executed and encoded once.
+
+A subscriber is first told by itself what is past its position, at its own pace. Once it has
+been told as much as the others, it joins them, and from then on gets the bytes that were made
+for all. A group takes each entry of the log once; who joins between two entries is told of the
+second, and was told of the first before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
+from uuid import UUID
+
+import structlog
+from graphql import GraphQLError
+from strawberry.types import ExecutionResult
+from strawberry.types.execution import PreExecutionError
+
+from models import JobLog
+from models.statements import Unavailable
+from resolvers.context import Context
+from schema import Schema
+from schema.failures import shown
+from schema.sharing import Asked, Enquiry, Selection
+from services.actors import Viewer
+from services.errors import DatabaseUnavailable, SignoffError
+from services.events import Page
+from services.listening import Batch, Follower, Question
+from services.runtime import Runtime
+from signoff.encoding import encoded
+from signoff.frames import Messages, parts
+
+logger = structlog.get_logger(__name__)
+
+REPLAYS = 16
+"""Listeners that are brought up to date at once; the others wait for their turn."""
+RETRY_SECONDS = 0.5
+T = TypeVar("T")
+Key = tuple[tuple[str, str | None, bytes], Viewer]
+
+
+class Gone(Exception):
+    """The subscriber cannot be told any more."""
+
+
+class Subscriber(Protocol):
+    """One subscription of a client."""
+
+    def tell(self, messages: Messages) -> bool:
+        """Write without waiting; returns whether it was written.
+
+        Who has left too much unread is cut off instead.
+        """
+        ...
+
+    async def ready(self) -> None:
+        """Return when there is room for more; raises `Gone` for who never makes any."""
+        ...
+
+    def fail(self, error: dict[str, Any]) -> None:
+        """End the subscription with an error."""
+        ...
+
+
+class Endable(Protocol):
+    def end(self) -> None: ...
+
+
+class Hub:
+    """`subscribers` are those who have joined a group."""
+
+    def __init__(self, rt: Runtime, schema: Schema) -> None:
+        self.rt = rt
+        self.position = 0
+        self._schema = schema
+        self._groups: dict[Key, Group] = {}
+        self._by_job: defaultdict[UUID | None, set[Group]] = defaultdict(set)
+        self._joined: dict[Subscriber, Group] = {}
+        self._listening = ExitStack()
+        self._replays = asyncio.Semaphore(REPLAYS)
+        self._streams: set[Endable] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        rt.telemetry.subscribers.set_function(lambda: self.subscribers)
+
+    @property
+    def subscribers(self) -> int:
+        return len(self._joined)
+
+    def takes(self, asked: Asked) -> bool:
+        """Whether it is a subscription, and a valid document."""
+        return self._schema.shared(asked.query, asked.operation_name) is not None
+
+    async def subscribe(
+        self, asked: Asked, viewer: Viewer, subscriber: Subscriber
+    ) -> list[ExecutionResult]:
+        """Bring the subscriber up to the present; then they are told until they leave.
+
+        Returns the results in which the operation ends instead, if it does. Raises `Gone` if
+        the subscriber went away, or was too slow.
+        """
+        enquiry = Enquiry(self.rt, viewer)
+        stream = await self._schema.stream(
+            asked.query,
+            variable_values=asked.variables,
+            operation_name=asked.operation_name,
+            context_value=enquiry,
+        )
+        results = [cast("ExecutionResult", each) async for each in stream]
+        if enquiry.asked is None:
+            return results
+        question, messages = enquiry.asked
+        try:
+            with self._group(asked, question, messages) as group:
+                await self._replay(group, question, subscriber)
+        except SignoffError as error:
+            return [PreExecutionError(data=None, errors=[shown_error(error)])]
+        return []
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Tell the subscriber nothing more."""
+        group = self._joined.pop(subscriber, None)
+        if group is not None:
+            group.members.pop(subscriber)
+            self._tidy(group)
+
+    @contextmanager
+    def streaming(self, stream: Endable) -> Generator[None]:
+        """`stream` is ended if the server stops meanwhile."""
+        self._streams.add(stream)
+        try:
+            yield
+        finally:
+            self._streams.discard(stream)
+
+    def go_on(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what nobody waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def stop(self) -> None:
+        """End the responses that would never end."""
+        for stream in list(self._streams):
+            stream.end()
+
+    @contextmanager
+    def _group(self, asked: Asked, question: Question, messages: Any) -> Generator[Group]:
+        """The group of all who ask so; it is kept at least as long as somebody is to join it."""
+        shared = self._schema.shared(asked.query, asked.operation_name)
+        assert shared is not None  # noqa: S101 - it was executed
+        key = asked.key(shared), question.viewer.scope
+        group = self._groups.get(key) or self._new_group(key, asked, question, messages)
+        group.joining += 1
+        try:
+            yield group
+        finally:
+            group.joining -= 1
+            self._tidy(group)
+
+    def _new_group(self, key: Key, asked: Asked, question: Question, messages: Any) -> Group:
+        if not self._groups:
+            self.position = self.rt.events.position
+            self._listening.enter_context(self.rt.events.watching(self._dispatch))
+        selection = Selection(self._schema.executor(asked), messages)
+        group = self._groups[key] = Group(self, key, question, selection)
+        self._by_job[question.job_id].add(group)
+        return group
+
+    def _tidy(self, group: Group) -> None:
+        if group.members or group.joining:
+            return
+        group.stop()
+        del self._groups[group.key]
+        of_job = self._by_job[group.question.job_id]
+        of_job.discard(group)
+        if not of_job:
+            del self._by_job[group.question.job_id]
+        if not self._groups:
+            self._listening.close()
+
+    def _dispatch(self) -> None:
+        """Set those groups to work that the newest entries may concern."""
+        before, self.position = self.position, self.rt.events.position
+        rows = self.rt.events.recent(before, self.position)
+        for group in self._groups.values() if rows is None else self._near(rows):
+            if rows is None or any(map(group.question.wants, rows)):
+                group.wake(before)
+
+    def _near(self, rows: Sequence[JobLog]) -> list[Group]:
+        """The groups of these entries' jobs, and those of all jobs."""
+        jobs: set[UUID | None] = {None, *(row.job_id for row in rows)}
+        return [group for job_id in jobs for group in self._by_job.get(job_id, ())]
+
+    async def _replay(self, group: Group, question: Question, subscriber: Subscriber) -> None:
+        follower = Follower(self.rt.events, question)
+        batch = await self._in_turn(follower.begin)
+        while True:
+            if batch is not None:
+                answers = await self._in_turn(partial(group.answers, batch))
+                for messages in parts(answers):
+                    if subscriber.tell(messages):
+                        self.rt.telemetry.frames.inc(messages.count)
+                    await subscriber.ready()
+            if follower.is_at(group.position):
+                group.members[subscriber] = None
+                self._joined[subscriber] = group
+                return
+            if follower.position >= group.position:
+                await group.past(follower.position)
+            batch = await self._in_turn(partial(follower.step, lambda: group.position))
+
+    async def _in_turn(self, do: Callable[[], Awaitable[T]]) -> T:
+        """What `do` makes, once the database answers; not for too many listeners at once."""
+        async with self._replays:
+            return await patiently(do)
+
+
+class Group:
+    """Subscribers who are told the same. All up to `position` was told to its members."""
+
+    def __init__(self, hub: Hub, key: Key, question: Question, selection: Selection) -> None:
+        self.key = key
+        self.question = replace(question, viewer=key[1], after=None, snapshot=False)
+        self.members: dict[Subscriber, None] = {}
+        self.joining = 0
+        self._hub = hub
+        self._selection = selection
+        self._taken = 0
+        self._moved = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def position(self) -> int:
+        """While it does nothing, there is nothing for it in all that the hub has seen."""
+        return self._hub.position if self._task is None else self._taken
+
+    def wake(self, before: int) -> None:
+        """There is something after the position `before`."""
+        if self._task is None:
+            self._taken = before
+            self._task = asyncio.create_task(self._work())
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def past(self, position: int) -> None:
+        """Return when it has taken entries beyond `position`."""
+        while self.position <= position:
+            if self._task is None:
+                await self._hub.rt.events.past(position)
+            else:
+                await self._moved.wait()
+
+    async def answers(self, batch: Batch) -> list[bytes]:
+        """What a batch is told in, encoded. Raises `Unavailable`."""
+        context = Context(self._hub.rt, self.question.viewer)  # whose loaders read anew
+        return [encoded(each) for each in await self._selection.results(context, batch)]
+
+    async def _work(self) -> None:
+        try:
+            while self._taken < self._hub.position:
+                await self._take()
+        except Exception as error:
+            logger.exception("a subscription ended in an error")
+            self._fail(error)
+        finally:
+            self._task = None
+            self._move()
+
+    def _move(self) -> None:
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def _take(self) -> None:
+        """Tell the members of the next entries; who joins from now on has been told of them."""
+        page = await patiently(self._page)
+        self._taken = page.end
+        self._move()
+        members = list(self.members)
+        if members:
+            answers = await patiently(partial(self._told, page))
+            for messages in parts(answers):
+                self._tell(members, messages)
+                await asyncio.sleep(0)  # lets the sockets send
+
+    async def _page(self) -> Page:
+        until = self._hub.position
+        rows = self._hub.rt.events.recent(self._taken, until) if self.members else ()
+        if rows is None:
+            return await self.question.page(self._taken, until)
+        return Page(list(rows), until)
+
+    async def _told(self, page: Page) -> list[bytes]:
+        told = await self.question.pick(page.rows)
+        if not told:
+            return []
+        return await self.answers(Batch(page.end, told, caught_up=page.end >= self._hub.position))
+
+    def _tell(self, members: Sequence[Subscriber], messages: Messages) -> None:
+        told = sum(each.tell(messages) for each in members if each in self.members)
+        self._hub.rt.telemetry.frames.inc(told * messages.count)
+
+    def _fail(self, error: Exception) -> None:
+        formatted = dict(shown_error(error).formatted)
+        for each in list(self.members):
+            each.fail(formatted)
+            self._hub.leave(each)
+
+
+def shown_error(error: Exception) -> GraphQLError:
+    """What a client may know of it."""
+    return shown(GraphQLError(str(error), original_error=error))
+
+
+async def patiently(do: Callable[[], Awaitable[T]]) -> T:
+    """What `do` makes, tried again while the database is away."""
+    while True:
+        try:
+            return await do()
+        except (Unavailable, DatabaseUnavailable):
+            await asyncio.sleep(RETRY_SECONDS)
