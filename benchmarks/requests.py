@@ -39,10 +39,11 @@ from schema.types.verdict import Verdict
 from services.actors import LOCAL_ADMIN, Viewer
 from services.jobs import Assign
 from services.runtime import Runtime
+from services.telemetry import Telemetry
 from signoff.auth import Gate
 from signoff.transport import View
 
-RUNTIME = cast("Runtime", SimpleNamespace(tracer=None))
+RUNTIME = cast("Runtime", SimpleNamespace(tracer=None, telemetry=Telemetry()))
 HOST = "127.0.0.1"
 PORTS = {"plain": 8393, "ours": 8394}
 OUTCOME = "{ __typename ... on Job { id } ... on Error { message } }"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import strawberry
 from graphql import (
@@ -67,10 +67,10 @@ class Schema(strawberry.Schema):
             return None if problems else shared_variables(document, name)
         return None
 
-    def executor(self, asked: Asked) -> Executor:
+    def executor(self, asked: Asked) -> Executor[Any]:
         """What executes an operation that was executed before, so that it is known to be valid."""
         document, _ = self._checked(asked.query)
-        made = self.execution_context_class.build(
+        made = cast("Any", self.execution_context_class).build(
             self._schema, document, None, None, asked.variables, asked.operation_name
         )
         assert not isinstance(made, list), made  # noqa: S101

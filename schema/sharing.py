@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Any, TypeVar
@@ -20,7 +20,6 @@ from graphql import (
     OperationType,
     VariableNode,
     Visitor,
-    execute_subscription_event,
     get_operation_ast,
     visit,
 )
@@ -97,7 +96,7 @@ class _Uses(Visitor):
 class Selection:
     """What a subscription selects of each message."""
 
-    def __init__(self, executor: Executor, messages: Messages) -> None:
+    def __init__(self, executor: Executor[Any], messages: Messages) -> None:
         self._executor = executor
         self._messages = messages
 
@@ -109,19 +108,15 @@ class Selection:
         return await asyncio.gather(*[self._result(context, each) for each in messages])
 
     async def _result(self, context: Context, message: object) -> dict[str, Any]:
-        executor = self._executor.build_per_event_executor(message)
+        executor: Any = self._executor.build_per_event_executor(message)
         executor.context_value = context
-        executed = execute_subscription_event(executor)
-        result = await _awaited(executed) if isawaitable(executed) else executed
+        executed: Any = executor.execute_operation(serially=False)
+        result: ExecutionResult = await executed if isawaitable(executed) else executed
         if not result.errors:
             return {"data": result.data}
         if any(map(_is_away, result.errors)):
             raise Unavailable("the database is away")
         return {"data": result.data, "errors": [shown(each).formatted for each in result.errors]}
-
-
-async def _awaited(result: Awaitable[ExecutionResult]) -> ExecutionResult:
-    return await result
 
 
 def _is_away(error: GraphQLError) -> bool:

@@ -157,10 +157,7 @@ class Follower:
 
     async def step(self, present: Callable[[], int]) -> Batch | None:
         """What follows, as far as `present`; None if there is nothing to tell of it."""
-        page = await self._question.page(self.position, present())
-        self._gap = self._gap or (
-            page.end > self.position and await self._question.was_removed(self.position, page.end)
-        )
+        page = await self._read(present())
         told = await self._question.pick([row for row in page.rows if row.seq not in self._known])
         self.position = page.end
         arrived = not self._caught_up and self.position >= present()
@@ -170,6 +167,13 @@ class Follower:
         batch = Batch(self.position, told, self._caught_up, gap=self._gap)
         self._gap = False
         return batch
+
+    async def _read(self, until: int) -> Page:
+        if until <= self.position:
+            return Page([], self.position)
+        page = await self._question.page(self.position, until)
+        self._gap = self._gap or await self._question.was_removed(self.position, page.end)
+        return page
 
     def is_at(self, position: int) -> bool:
         """Whether whoever was told all up to `position` needs to be told just the same from now."""

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -19,7 +20,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from models import Role
-from services import keys
+from services import keys, retention
 from services.errors import SignoffError
 from signoff import database, demo, logs, sample
 from signoff.app import RUNTIME, allows_private_agents, create_app, create_probes
@@ -34,6 +35,7 @@ from signoff.wiring import BadSettings, runtime
 logger = structlog.get_logger(__name__)
 
 SDL_FILE = Path("schema.graphql")
+MAX_DAYS = 36_500
 T = TypeVar("T")
 
 
@@ -95,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     worker.add_argument("--port", type=int, help="port for /healthz, /readyz and /metrics")
     command("migrate", _migrate, "bring the database up to date, as serve does when it starts")
+    pruned = command(
+        "prune", _prune, "remove the log of jobs that were archived long ago; the jobs stay"
+    )
+    pruned.add_argument(
+        "--older-than", required=True, type=_days, metavar="DAYS", help="archived so long ago"
+    )
     made = command("keys", _list_keys, "make, list and revoke API keys")
     actions = made.add_subparsers(metavar="ACTION")
     create = actions.add_parser("create", help="make a key and show it once")
@@ -258,6 +266,19 @@ def _migrate(given: argparse.Namespace) -> None:
     settings = Settings()
     asyncio.run(database.migrate(settings.database_url))
     print("The database is up to date.")
+
+
+def _days(text: str) -> timedelta:
+    """A number of days, as `90` or `0.5`; raises `ValueError`, as argparse wants it."""
+    days = float(text)
+    if not 0 <= days <= MAX_DAYS:
+        raise ValueError
+    return timedelta(days=days)
+
+
+def _prune(given: argparse.Namespace) -> None:
+    pruned = _with_database(lambda: retention.prune(datetime.now(UTC) - given.older_than))
+    print(f"Removed {pruned.entries} log entries of {pruned.jobs} archived jobs.")
 
 
 def _create_key(given: argparse.Namespace) -> None:

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 from uuid import UUID
 
-import structlog
 from graphql import GraphQLError
 from strawberry.types import ExecutionResult
 from strawberry.types.execution import PreExecutionError
@@ -35,8 +34,6 @@ from services.listening import Batch, Follower, Question
 from services.runtime import Runtime
 from signoff.encoding import encoded
 from signoff.frames import Messages, parts
-
-logger = structlog.get_logger(__name__)
 
 REPLAYS = 16
 """Listeners that are brought up to date at once; the others wait for their turn."""
@@ -91,6 +88,11 @@ class Hub:
     @property
     def subscribers(self) -> int:
         return len(self._joined)
+
+    @property
+    def groups(self) -> int:
+        """How many executions an event takes that concerns everybody, at most."""
+        return len(self._groups)
 
     def takes(self, asked: Asked) -> bool:
         """Whether it is a subscription, and a valid document."""
@@ -199,21 +201,25 @@ class Hub:
 
     async def _replay(self, group: Group, question: Question, subscriber: Subscriber) -> None:
         follower = Follower(self.rt.events, question)
-        batch = await self._in_turn(follower.begin)
+        await self._tell(group, await self._in_turn(follower.begin), subscriber)
         while True:
-            if batch is not None:
-                answers = await self._in_turn(partial(group.answers, batch))
-                for messages in parts(answers):
-                    if subscriber.tell(messages):
-                        self.rt.telemetry.frames.inc(messages.count)
-                    await subscriber.ready()
+            batch = await self._in_turn(partial(follower.step, lambda: group.position))
+            await self._tell(group, batch, subscriber)
             if follower.is_at(group.position):
                 group.members[subscriber] = None
                 self._joined[subscriber] = group
                 return
             if follower.position >= group.position:
                 await group.past(follower.position)
-            batch = await self._in_turn(partial(follower.step, lambda: group.position))
+
+    async def _tell(self, group: Group, batch: Batch | None, subscriber: Subscriber) -> None:
+        """Tell one subscriber, at their pace."""
+        if batch is None:
+            return
+        for messages in parts(await self._in_turn(partial(group.answers, batch))):
+            if subscriber.tell(messages):
+                self.rt.telemetry.frames.inc(messages.count)
+            await subscriber.ready()
 
     async def _in_turn(self, do: Callable[[], Awaitable[T]]) -> T:
         """What `do` makes, once the database answers; not for too many listeners at once."""
@@ -267,8 +273,7 @@ class Group:
         try:
             while self._taken < self._hub.position:
                 await self._take()
-        except Exception as error:
-            logger.exception("a subscription ended in an error")
+        except Exception as error:  # noqa: BLE001 - logged where it is made presentable
             self._fail(error)
         finally:
             self._task = None
