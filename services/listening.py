@@ -116,12 +116,16 @@ class Batch:
 
 
 class Follower:
-    """One listener on the way to the present. All up to `position` was told, or is not theirs."""
+    """One listener on the way to the present. All up to `position` was told, or is not theirs.
+
+    `base` was the present when it began.
+    """
 
     def __init__(self, events: Events, question: Question) -> None:
-        self.position = events.position if question.after is None else question.after
+        self.position = 0
+        self._events = events
         self._question = question
-        self._base = events.position
+        self.base = 0
         self._known: dict[int, UUID] = {}
         self._caught_up = False
         self._gap = False
@@ -129,8 +133,10 @@ class Follower:
     async def begin(self) -> Batch | None:
         """Settle where it begins; returns the snapshot, if one is asked for."""
         asked = self._question
+        self.base = self._events.position
+        self.position = self.base if asked.after is None else asked.after
         if asked.after is None or asked.snapshot:
-            self._known = await visible(self._base)
+            self._known = await visible(self.base)
         jobs = await self._snapshot() if asked.snapshot else None
         if asked.after is not None:
             self._known.clear()
@@ -146,7 +152,7 @@ class Follower:
         """
         jobs = await self._question.jobs_now()
         while True:
-            seen = await visible(self._base)
+            seen = await visible(self.base)
             changed = {job_id for seq, job_id in seen.items() if seq not in self._known}
             self._known = seen
             if not changed:
@@ -160,7 +166,7 @@ class Follower:
         page = await self._read(present())
         told = await self._question.pick([row for row in page.rows if row.seq not in self._known])
         self.position = page.end
-        arrived = not self._caught_up and self.position >= present()
+        arrived = not self._caught_up and self.position >= max(present(), self.base)
         self._caught_up = self._caught_up or arrived
         if not told and not arrived:
             return None
@@ -188,6 +194,7 @@ async def follow(events: Events, question: Question) -> AsyncGenerator[Batch, No
     """All that one listener asks for, for as long as they listen."""
     with events.watching():
         follower = Follower(events, question)
+        await events.complete_until()
         first = await follower.begin()
         if first is not None:
             yield first

@@ -201,7 +201,10 @@ class Hub:
 
     async def _replay(self, group: Group, question: Question, subscriber: Subscriber) -> None:
         follower = Follower(self.rt.events, question)
-        await self._tell(group, await self._in_turn(follower.begin), subscriber)
+        await patiently(self.rt.events.complete_until)  # else caughtUp would come too early
+        snapshot = await self._in_turn(follower.begin)
+        await group.past(follower.base - 1)
+        await self._tell(group, snapshot, subscriber)
         while True:
             batch = await self._in_turn(partial(follower.step, lambda: group.position))
             await self._tell(group, batch, subscriber)
@@ -210,7 +213,7 @@ class Hub:
                 self._joined[subscriber] = group
                 return
             if follower.position >= group.position:
-                await group.past(follower.position)
+                await group.past(max(group.position, follower.position - 1))
 
     async def _tell(self, group: Group, batch: Batch | None, subscriber: Subscriber) -> None:
         """Tell one subscriber, at their pace."""

@@ -66,7 +66,7 @@ async def logged(client: Client, after: str | None = None) -> list[str]:
 
 
 async def add_note(client: Client, job_id: str, message: str = "A note.") -> None:
-    added = await mutate(client, "addNote", id=job_id, message=message)
+    added = await mutate(client, "addJobNote", id=job_id, message=message)
     assert added["__typename"] == "JobLog", added
 
 
@@ -188,7 +188,7 @@ async def test_a_snapshot_and_what_follows_it_make_up_the_present(client: Client
             if chance.random() < 0.2:
                 made.append(await make_job(rt, viewer=ADMIN, name="new"))
             command = jobs.UpdateJob.model_validate(
-                {"id": made[0].id, "name": f"{chance.random()}"}
+                {"id": made[seed].id, "name": f"{chance.random()}"}
             )
             await jobs.update(rt, ADMIN, command)
             await asyncio.sleep(0.01)
