@@ -8,7 +8,7 @@ import errno
 import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -269,11 +269,11 @@ def _migrate(given: argparse.Namespace) -> None:
 
 
 def _days(text: str) -> timedelta:
-    """A number of days, as `90` or `0.5`; raises `ValueError`, as argparse wants it."""
-    days = float(text)
-    if not 0 <= days <= MAX_DAYS:
-        raise ValueError
-    return timedelta(days=days)
+    """A number of days, as `90` or `0.5`."""
+    with suppress(ValueError):
+        if 0 <= float(text) <= MAX_DAYS:
+            return timedelta(days=float(text))
+    raise argparse.ArgumentTypeError(f"must be a number of days, 0 to {MAX_DAYS}")
 
 
 def _prune(given: argparse.Namespace) -> None:
