@@ -159,6 +159,27 @@ async def test_gaps_of_several_transactions_are_filled_in_order(
 
 
 @only_postgres
+async def test_transaction_that_stays_open_holds_back_what_follows_and_nothing_is_lost(
+    rt: Runtime, connect: Connect
+) -> None:
+    job = await make_job(rt)
+    after = await newest()
+    elsewhere, other = await connect(), await connect()
+    async with listening(rt.events, after) as heard:
+        late = await elsewhere.write(job.id)
+        made: list[int] = []
+        for _ in range(20):
+            made.append(await note(rt, job))
+            await other.write(job.id)
+            await other.end("ROLLBACK")
+        assert await rt.events.complete_until() == after  # after two seconds
+        assert (heard, await rt.events.lag()) == ([], made[-1] - after)
+        await elsewhere.end("COMMIT")
+        await holds(lambda: len(heard) >= len(made) + 1)
+        assert heard == [late, *made]
+
+
+@only_postgres
 async def test_stream_is_the_log_whatever_writers_do_at_once(rt: Runtime, connect: Connect) -> None:
     chance = random.Random(3)  # noqa: S311
     job = await make_job(rt)
