@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from inspect import isawaitable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import orjson
 from graphql import (
@@ -108,7 +108,7 @@ class Selection:
         return await asyncio.gather(*[self._result(context, each) for each in messages])
 
     async def _result(self, context: Context, message: object) -> dict[str, Any]:
-        executor: Any = self._executor.build_per_event_executor(message)
+        executor = cast("Any", self._executor).build_per_event_executor(message)
         executor.context_value = context
         executed: Any = executor.execute_operation(serially=False)
         result: ExecutionResult = await executed if isawaitable(executed) else executed

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from prometheus_client import Counter
 
 from models import JobLog, Role
 from models.base import now
@@ -45,6 +46,11 @@ def hub(client: Client) -> Hub:
 
 def rt_of(client: Client) -> Runtime:
     return client.app[RUNTIME]
+
+
+def counted(counter: Counter) -> float:
+    (metric,) = counter.collect()
+    return metric.samples[0].value
 
 
 def batch(payload: Json) -> Json:
@@ -323,12 +329,12 @@ async def test_those_who_ask_alike_share_one_execution_whatever_their_transport_
         assert (await one.next(first))["data"]["jobStatusChanged"]["job"]["name"] == "old"
         await holds(lambda: hub(client).subscribers == 3)
         assert hub(client).groups == 1
-        before = rt_of(client).telemetry.frames.collect()[0].samples[0].value
+        before = counted(rt_of(client).telemetry.frames)
         await new_job(client, name="new")
         told = [await one.next(first), await two.next(second), await stream.next()]
         assert told[0] == told[1] == told[2]
         assert told[0]["data"]["jobStatusChanged"]["job"]["name"] == "new"
-        after = rt_of(client).telemetry.frames.collect()[0].samples[0].value
+        after = counted(rt_of(client).telemetry.frames)
         assert after - before == 3
     await new_job(client, name="to nobody")
     await holds(lambda: (hub(client).subscribers, hub(client).groups) == (0, 0))
@@ -433,7 +439,7 @@ async def _flood(client: Client, job_id: Any, other: Socket, id: str) -> list[st
     await holds(lambda: hub(client).subscribers == 2)
 
     def slow() -> float:
-        return rt.telemetry.slow.collect()[0].samples[0].value
+        return counted(rt.telemetry.slow)
 
     while not slow():
         await asyncio.gather(*[jobs.add_note(rt, ADMIN, job_id, text) for _ in range(20)])
