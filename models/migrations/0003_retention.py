@@ -1,6 +1,6 @@
 from tortoise import migrations
 from tortoise.migrations import operations as ops
-from tortoise.fields.base import OnDelete
+from uuid import uuid4
 from tortoise import fields
 from tortoise.indexes import Index
 
@@ -14,21 +14,12 @@ class Migration(migrations.Migration):
         ops.CreateModel(
             name="PrunedLog",
             fields=[
+                (
+                    "job_id",
+                    fields.UUIDField(primary_key=True, default=uuid4, unique=True, db_index=True),
+                ),
                 ("from_seq", fields.BigIntField()),
                 ("until_seq", fields.BigIntField()),
-                (
-                    "job",
-                    fields.OneToOneField(
-                        "models.Job",
-                        source_field="job_id",
-                        primary_key=True,
-                        db_index=True,
-                        db_constraint=True,
-                        to_field="id",
-                        related_name=False,
-                        on_delete=OnDelete.RESTRICT,
-                    ),
-                ),
             ],
             options={
                 "table": "pruned_logs",
