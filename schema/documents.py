@@ -18,6 +18,7 @@ from strawberry.schema.schema import validate_document
 
 from schema.limits import Limits, exceeded, too_much
 from schema.plans import Operation, Reader
+from schema.sharing import shared_variables
 from services.errors import ErrorCode, SignoffError
 
 BYTES_A_CHARACTER = 300
@@ -29,11 +30,15 @@ BEYOND = "Document contains more than"
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A document, what is wrong with it, and its operations by name."""
+    """A document, what is wrong with it, and its operations by name.
+
+    `shared` are the variables of each subscription that make a difference to what it tells.
+    """
 
     document: DocumentNode
     problems: list[GraphQLError]
     operations: Mapping[str | None, Operation]
+    shared: Mapping[str | None, frozenset[str]]
 
 
 @dataclass
@@ -75,6 +80,10 @@ class Documents:
             self._keep(text, checked)
         return checked
 
+    def again(self, text: str) -> Checked:
+        """What was taken before, and may have been forgotten since."""
+        return self.known(text) or self.check(text)
+
     def __len__(self) -> int:
         return len(self._kept)
 
@@ -104,7 +113,7 @@ class Documents:
         except SignoffError as error:
             raise GraphQLError(str(error), original_error=error) from None
         problems = validate_document(self.schema, document, tuple(specified_rules))
-        return Checked(document, problems, operations)
+        return Checked(document, problems, operations, shared_variables(document))
 
     def _parsed(self, text: str) -> DocumentNode:
         most = self.limits.max_tokens
