@@ -280,9 +280,8 @@ def _days(text: str) -> timedelta:
 
 
 def _prune(given: argparse.Namespace) -> None:
-    pruned = key_commands.with_database(
-        lambda: retention.prune(datetime.now(UTC) - given.older_than)
-    )
+    before = datetime.now(UTC) - given.older_than
+    pruned = key_commands.with_database(lambda: retention.prune(before))
     print(f"Removed {pruned.entries} log entries of {pruned.jobs} archived jobs.")
 
 

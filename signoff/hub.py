@@ -80,11 +80,12 @@ class Hub:
             return
         sharable = Sharable(self._guard.text(asked), asked.variables, asked.operation_name)
         try:
-            raise NotExecuted([await self._listen(sharable, *enquiry.asked, subscriber)])
-        except (NotExecuted, ConnectionError):
+            ended_by = await self._listen(sharable, *enquiry.asked, subscriber)
+        except ConnectionError:
             raise
         except Exception as error:
             raise NotExecuted([shown_error(error)]) from error
+        raise NotExecuted([ended_by])
 
     async def _listen(
         self, asked: Sharable, question: Question, telling: Telling, subscriber: Subscriber

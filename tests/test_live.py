@@ -16,9 +16,11 @@ from models.base import now
 from services import jobs, retention
 from services.paging import encode_position
 from services.runtime import Runtime
-from signoff import frames, subscribers
+from signoff import subscribers
 from signoff.app import RUNTIME, VIEW, create_app
+from signoff.frames import next_head
 from signoff.hub import Hub
+from signoff.messages import Messages
 from tests.support.graphql import Json, gql, make_key, mutate, new_job
 from tests.support.making import ADMIN, MEMBER, holds, make_job
 from tests.support.running import AiohttpClient, Client, settings_for
@@ -498,10 +500,10 @@ async def test_frames_of_every_length_are_read_as_what_was_written(
     async def write(request: web.Request) -> web.WebSocketResponse:
         ws = web.WebSocketResponse()
         await ws.prepare(request)
-        messages = frames.Messages(answers)
+        messages = Messages(answers)
         assert request.transport
         for id in ("1", 'a"b', "1"):
-            request.transport.write(messages.frames(frames.head(id)))
+            request.transport.write(messages.frames(next_head(id)))
         await ws.send_str("between")
         await ws.close()
         return ws

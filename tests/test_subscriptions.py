@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from models import Role
-from signoff.app import create_app
+from signoff.app import VIEW, create_app
 from signoff.websocket import LIMITS, SocketLimits
 from tests.support.graphql import (
     Json,
