@@ -1,11 +1,12 @@
-"""Subscriptions to many: shared beside plain Strawberry, and what one costs that waits.
+"""Subscriptions to many: shared beside each by itself, and what one costs that waits.
 
     python benchmarks/subscribers.py [--subscribers 500] [--seconds 5] [--idle 10000]
 
 The server is a process of its own, on SQLite, and so is the client, which only counts what
 comes in. Entries are written to the log one after the other, each when the one before has been
-told to everybody; all of the way from the table to the sockets counts. Plain Strawberry gets its
-events from memory, all it does is execute and send. Rounds alternate; the best of each counts.
+told to everybody; all of the way from the table to the sockets counts. Without sharing, each gets
+its events from memory, and all it does is execute and send. Rounds alternate; the best of each
+counts.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -31,20 +32,21 @@ from typing import Any, TypeVar, cast
 import orjson
 import uvloop
 from aiohttp import web
-from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import (
-    BaseGraphQLTransportWSHandler,
-)
 
 from models import Job, JobLog, statements
 from models.job_log import JobLogType
 from resolvers.context import Context
 from services import jobs, log
-from services.actors import LOCAL_ADMIN
+from services.actors import LOCAL_ADMIN, Viewer
 from services.jobs import CreateJob
 from services.listening import Batch, Question
-from signoff import logs
+from signoff import logs, results
 from signoff.app import RUNTIME, VIEW, create_app
+from signoff.asked import Asked
+from signoff.guarding import Guard
+from signoff.hub import Hub
 from signoff.settings import Settings
+from signoff.subscribers import Subscriber
 
 T = TypeVar("T")
 
@@ -86,31 +88,31 @@ class Tally:
 
 
 PLAIN: list[asyncio.Queue[Batch]] = []
-"""One for each subscription of plain Strawberry."""
+"""One for each subscription that is not shared."""
 
 
-async def listen(
-    _: Context, __: Question, messages: Callable[[Batch], Sequence[T]]
-) -> AsyncGenerator[T, None]:
-    queue: asyncio.Queue[Batch] = asyncio.Queue()
-    PLAIN.append(queue)
-    try:
-        while True:
-            for message in messages(await queue.get()):
-                yield message
-    finally:
-        PLAIN.remove(queue)
+class Plain(Hub):
+    """Each subscription executes and encodes its own events, and awaits that they are sent."""
+
+    async def run(self, asked: Asked, viewer: Viewer, subscriber: Subscriber) -> None:
+        async with aclosing(results.stream(Guard(), Listening(self.rt, viewer), asked)) as payloads:
+            async for payload in payloads:
+                await subscriber.send(payload)
+                self.rt.telemetry.frames.inc()
 
 
-def plain_handler(tally: Tally) -> type[BaseGraphQLTransportWSHandler[Context, None]]:
-    """What Strawberry does by itself: each subscription executes and encodes its own events."""
-
-    class Plain(BaseGraphQLTransportWSHandler[Context, None]):
-        async def send_message(self, message: Any) -> None:
-            await super().send_message(message)
-            tally.inc(message["type"] == "next")
-
-    return Plain
+class Listening(Context):
+    async def listen(
+        self, question: Question, messages: Callable[[Batch], Sequence[T]]
+    ) -> AsyncGenerator[T, None]:
+        queue: asyncio.Queue[Batch] = asyncio.Queue()
+        PLAIN.append(queue)
+        try:
+            while True:
+                for message in messages(await queue.get()):
+                    yield message
+        finally:
+            PLAIN.remove(queue)
 
 
 async def publish(
@@ -146,7 +148,10 @@ TALLY: web.AppKey[Tally] = web.AppKey("tally", Tally)
 
 def application(kind: str, folder: str) -> web.Application:
     settings = Settings(
-        database_url=f"sqlite://{folder}/{kind}.db", key_file=Path(folder) / f"{kind}.key"
+        database_url=f"sqlite://{folder}/{kind}.db",
+        key_file=Path(folder) / f"{kind}.key",
+        max_client_connections=1_000_000,
+        max_client_operations=1_000_000,
     )
     app = create_app(settings, work=False)
     tally = app[TALLY] = Tally()
@@ -156,8 +161,7 @@ def application(kind: str, folder: str) -> web.Application:
         await jobs.create(app[RUNTIME], LOCAL_ADMIN, CreateJob.model_validate(wanted))
         cast("Any", app[RUNTIME].telemetry).frames = tally
         if kind == "plain":
-            app[VIEW].graphql_transport_ws_handler_class = cast("Any", plain_handler(tally))
-            cast("Any", Context).listen = listen
+            app[VIEW].hub = Plain(app[RUNTIME], Guard())
 
     async def published(request: web.Request) -> web.Response:
         members, burst = (int(request.query[name]) for name in ("members", "burst"))

@@ -186,7 +186,7 @@ async def test_an_operation_before_it_is_closed_with_4401(client: Client) -> Non
 async def test_a_bad_key_is_closed_with_4403_and_why(client: Client, database_url: str) -> None:
     await make_key(database_url, "Mia", Role.MEMBER)
     frame = '{"type": "connection_init", "payload": {"Authorization": "Bearer signoff_x"}}'
-    why = "Forbidden: The API key is unknown or revoked."
+    why = "Forbidden: The API key is unknown, revoked or expired."
     assert await end_after(client, frame, init=False) == (4403, why)
     assert (await end_after(client, INIT, init=False))[0] == 4403
 
@@ -395,6 +395,6 @@ async def test_each_operation_is_authorised_afresh(client: Client, database_url:
         await socket.subscribe(VIEWER)
         assert await end_of(socket.ws) == (
             4403,
-            "Forbidden: The API key is unknown or revoked.",
+            "Forbidden: The API key is unknown, revoked or expired.",
         )
     await holds(lambda: len(client.app[VIEW].sessions) == 0)
