@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from aiohttp import web
@@ -21,8 +23,16 @@ from signoff.app import RUNTIME, VIEW, create_app
 from signoff.frames import next_head
 from signoff.hub import Hub
 from signoff.messages import Messages
-from tests.support.graphql import Json, gql, make_key, mutate, new_job
-from tests.support.making import ADMIN, MEMBER, holds, make_job
+from tests.support.graphql import (
+    Json,
+    gql,
+    make_key,
+    make_workspace,
+    mutate,
+    new_job,
+    revoke_key,
+)
+from tests.support.making import ADMIN, MEMBER, READER, holds, make_job
 from tests.support.running import AiohttpClient, Client, settings_for
 from tests.support.sockets import Socket, Stream, connected, streaming
 
@@ -520,7 +530,85 @@ async def test_frames_of_every_length_are_read_as_what_was_written(
         assert await ws.receive_str(timeout=20) == "between"
 
 
-def test_a_member_and_an_admin_are_of_different_scopes() -> None:
-    assert ADMIN.scope.id == ""
-    assert MEMBER.scope.id == MEMBER.id
-    assert MEMBER.scope != ADMIN.scope
+# Who shares with whom
+
+
+def test_a_scope_holds_those_alone_who_are_shown_the_same() -> None:
+    abe = replace(ADMIN, id="abe", name="Abe", key_id=uuid4(), expires_at=now())
+    assert abe.scope == ADMIN.scope
+    sees = replace(MEMBER, sees_workspace=True)
+    different = [
+        ADMIN,
+        READER,
+        MEMBER,
+        sees,
+        replace(sees, id="olaf"),
+        replace(MEMBER, id="olaf"),
+        replace(ADMIN, workspace_id=2),
+        replace(ADMIN, agents=frozenset({uuid4()})),
+        replace(ADMIN, owners=frozenset({"mia"})),
+        replace(ADMIN, id="abe", owners=frozenset({"mia"})),
+    ]
+    assert len({each.scope for each in different}) == len(different)
+
+
+async def test_those_of_other_workspaces_share_nothing(client: Client, database_url: str) -> None:
+    elsewhere = await make_workspace(database_url, "Elsewhere")
+    ada = await make_key(database_url, "Ada", Role.ADMIN)
+    eve = await make_key(database_url, "Eve", Role.ADMIN, workspace_id=elsewhere)
+    async with streaming(client, EVENTS, ada) as ours, streaming(client, EVENTS, eve) as theirs:
+        for stream in (ours, theirs):
+            assert batch(await stream.next())["caughtUp"]
+        await holds(lambda: (hub(client).subscribers, hub(client).groups) == (2, 2))
+        await new_job(client, ada, name="ours")
+        await new_job(client, eve, name="theirs")
+        for stream, name in ((ours, "ours"), (theirs, "theirs")):
+            told = batch(await stream.next())["events"]
+            assert [each["job"]["name"] for each in told] == [name]
+
+
+# What stands before it
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+async def test_too_dear_a_subscription_is_refused_before_anybody_listens(
+    client: Client, transport: str
+) -> None:
+    query = """subscription { jobEvents(snapshot: true) {
+      snapshot { logs(first: 50) { nodes { id } } } } }"""
+    if transport == "sse":
+        async with streaming(client, query) as stream:
+            (error,) = (await stream.next())["errors"]
+            assert await stream.event() == ("complete", None)
+    else:
+        async with connected(client) as socket:
+            id = await socket.subscribe(query)
+            message = await socket.receive()
+            assert (message["type"], message["id"]) == ("error", id)
+            (error,) = message["payload"]
+            await socket.ping()
+    assert error["extensions"]["code"] == "COST_EXCEEDED"
+    assert (hub(client).subscribers, hub(client).groups) == (0, 0)
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+async def test_who_shares_is_ended_by_a_revoked_key_and_the_others_are_not(
+    client: Client, database_url: str, transport: str
+) -> None:
+    ada, abe = [await make_key(database_url, name, Role.ADMIN) for name in ("Ada", "Abe")]
+    async with streaming(client, CHANGES, ada) as stays:
+        if transport == "sse":
+            async with streaming(client, CHANGES, abe) as stream:
+                await holds(lambda: (hub(client).subscribers, hub(client).groups) == (2, 1))
+                await revoke_key(database_url, abe)
+                (error,) = (await stream.next())["errors"]
+                assert error["extensions"]["code"] == "UNAUTHENTICATED"
+        else:
+            async with connected(client, {"Authorization": f"Bearer {abe}"}) as socket:
+                await socket.subscribe(CHANGES)
+                await holds(lambda: (hub(client).subscribers, hub(client).groups) == (2, 1))
+                await revoke_key(database_url, abe)
+                assert await socket.closed() == 4403
+        await holds(lambda: hub(client).subscribers == 1)
+        await new_job(client, ada, name="new")
+        assert (await stays.next())["data"]["jobStatusChanged"]["job"]["name"] == "new"
