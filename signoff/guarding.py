@@ -82,9 +82,10 @@ class Guard:
         Raises `RateLimited` or `UnknownDocument`.
         """
         context.rt.rates.charge(context.viewer.budget, asked.size // BYTES_A_UNIT)
-        return self._text(asked)
+        return self.text(asked)
 
-    def _text(self, asked: Asked) -> str:
+    def text(self, asked: Asked) -> str:
+        """The document of a request that was admitted before; raises `UnknownDocument`."""
         if asked.document_id is None:
             return asked.query
         if self.trusted is None:
