@@ -218,9 +218,14 @@ def job_condition(where: JobFilter | None, viewer: Viewer) -> Q:
     """What the viewer may see of what they ask for, archived or not."""
     parts = [viewer.sight.condition()]
     if where is not None:
-        _check(where)
-        parts.append(_job(where))
+        parts.append(asked(where))
     return _all(parts)
+
+
+def asked(where: JobFilter) -> Q:
+    """What is asked for, whoever asks. Raises `InvalidInput`."""
+    _check(where)
+    return _job(where)
 
 
 def _check(where: JobFilter) -> None:

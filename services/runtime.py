@@ -25,6 +25,7 @@ class Options:
 
     allow_private_agents: bool = False
     allow_private_webhooks: bool = False
+    members_see_workspace: bool = False
     agent_tries: int = 4
     retry_initial_seconds: float = 0.5
     retry_max_seconds: float = 30.0

@@ -6,12 +6,12 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
 
-from services import execution, idempotency, scheduling, transactions
+from services import execution, idempotency, queue, scheduling, transactions
 from services.agent_http import AgentClient
 from services.bounds import QueueBound
 from services.bus import Bus, NoBus, PostgresBus
@@ -23,7 +23,7 @@ from services.judges.sandbox import Sandbox
 from services.rates import BURST_SECONDS, Rates
 from services.runtime import Options, Runtime
 from services.secrets import Vault
-from services.webhooks import deliveries
+from services.webhooks import deliveries, hooks
 from services.webhooks.client import WebhookClient
 from services.webhooks.deliverer import Deliverer
 from signoff import database, otel
@@ -80,6 +80,7 @@ async def runtime(
             options=Options(
                 allow_private_agents=allow_private_agents,
                 allow_private_webhooks=allow_private_webhooks,
+                members_see_workspace=settings.members_see == "workspace",
                 agent_tries=settings.agent_tries,
                 retry_initial_seconds=settings.retry_initial_seconds,
                 retry_max_seconds=settings.retry_max_seconds,
@@ -129,7 +130,7 @@ def _work(rt: Runtime) -> Work:
         give_up=partial(execution.give_up, rt),
         aborted=partial(execution.aborted, rt),
         take_over=partial(execution.take_over, rt),
-        due=partial(scheduling.due, rt),
+        due=partial(_due, rt),
     )
 
 
@@ -143,6 +144,11 @@ def _bus(settings: Settings) -> Bus:
     except ImportError:
         raise BadSettings("SIGNOFF_NATS_URL needs the extra: pip install 'signoff[nats]'") from None
     return NatsBus(settings.nats_url.get_secret_value())
+
+
+async def _due(rt: Runtime, now: datetime) -> datetime | None:
+    """What the clock asks for; returns when it asks again."""
+    return queue.earliest(await scheduling.due(rt, now), await hooks.erase_old_secrets(now))
 
 
 def _events(settings: Settings) -> Events:

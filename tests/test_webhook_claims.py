@@ -16,7 +16,7 @@ from models import Role, WebhookDelivery, WebhookDeliveryState, statements
 from models.base import uuid7
 from services import keys
 from services.runtime import Runtime
-from services.webhooks import claims, deliveries, hooks
+from services.webhooks import claims, deliveries, enabled, hooks
 from signoff.wiring import runtime
 from tests.support.hooks import Hook, make_hook
 from tests.support.making import ADMIN
@@ -144,6 +144,6 @@ async def test_a_revoked_owner_is_not_told_what_still_waits(idle: Runtime) -> No
     await keys.revoke(made.prefix)
     assert await take(idle) == []
     row = await hook.row()
-    assert (row.enabled, row.disabled_reason) == (False, hooks.KEYLESS)
+    assert (row.enabled, row.disabled_reason) == (False, enabled.KEYLESS)
     waiting = {(each.state, each.attempts) for each in await hook.deliveries()}
     assert waiting == {(WebhookDeliveryState.PENDING, 0)}

@@ -23,9 +23,9 @@ from models.statements import Row
 from services import queue
 from services.circuits import CircuitState, state_of
 from services.runtime import Runtime
-from services.webhooks import hooks
+from services.webhooks import enabled, hooks
 
-TAKING = 7_464_339_113
+TAKING = 7_464_339_114
 """The key of the turns."""
 PER_WEBHOOK = 16
 """Requests under way at once, over all workers."""
@@ -80,7 +80,6 @@ LANES = """SELECT w."id", w."workspace_id", w."owner_id", w."open_until",
         (SELECT count(*) FROM "webhook_deliveries" d
          WHERE d."webhook_id" = w."id" AND d."state" = 'SENDING' AND d."next_attempt_at" > $1)
     FROM "webhooks" w WHERE w."enabled" """
-OF_LANES = '"webhooks" t0 WHERE t0."enabled" AND t0."id" IN ({ids})'
 # Waiting ones and those of lost workers apart, and so the earlier ones of the job, so that each is
 # a look into an index that holds no settled ones. Whether it is still due is asked again, since
 # it may have been settled meanwhile; and so are the bound, which others fill too, and whether the
@@ -117,7 +116,7 @@ async def take(rt: Runtime, now: datetime, slots: int, lease: timedelta) -> Roun
 
     Nothing is taken for who may not hear of it any more; such a webhook is disabled.
     """
-    lanes = [_lane(row, now) for row in await statements.database().fetch(LANES, now)]
+    lanes = await _lanes(rt, now)
     found = Round(again_at=queue.earliest(*(lane.next_at for lane in lanes)))
     shares = _shares(lanes, slots)
     if not shares:
@@ -126,6 +125,16 @@ async def take(rt: Runtime, now: datetime, slots: int, lease: timedelta) -> Roun
     await _take(found, [each for each in shares.items() if each[0] in told], told, now, now + lease)
     if found.taken and len(found.taken) < slots < sum(lane.room for lane in lanes):
         found.again_at = now  # one had less than its share, which is another's
+    return found
+
+
+async def _lanes(rt: Runtime, now: datetime) -> list[_Lane]:
+    found: list[_Lane] = []
+    for row in await statements.database().fetch(LANES, now):
+        try:
+            found.append(_lane(row, now))
+        except enabled.DAMAGES:
+            await hooks.stop(rt, queue.uuid(row[0]), enabled.DAMAGED)
     return found
 
 
@@ -176,13 +185,11 @@ def _shares(lanes: Sequence[_Lane], slots: int) -> dict[_Lane, int]:
 async def _told(rt: Runtime, lanes: Sequence[_Lane]) -> dict[_Lane, Webhook]:
     """The webhooks of those whose owner may hear of anything."""
     at = {lane.webhook_id: lane for lane in lanes}
-    marks = ", ".join(f"${n}" for n in range(1, len(at) + 1))
-    source, ids = OF_LANES.format(ids=marks), map(str, at)
-    read: list[Webhook] = [hook for (hook,) in await statements.fetch_all((Webhook,), source, *ids)]
-    owners = await hooks.owners(read)
+    read = await enabled.read(rt, list(at))
+    owners = await enabled.owners(rt, read)
     for hook in read:
         if owners[hook.id] is None:
-            await hooks.stop(rt, hook, hooks.KEYLESS)
+            await hooks.stop(rt, hook.id, enabled.KEYLESS)
     return {at[hook.id]: hook for hook in read if owners[hook.id] is not None}
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import structlog
 
@@ -19,7 +20,7 @@ from services.engine import AWAY
 from services.runtime import Runtime
 from services.secrets import SecretUnreadable
 from services.values import public_id
-from services.webhooks import claims, making, outcomes
+from services.webhooks import claims, hooks, making, outcomes
 from services.webhooks.claims import Claimed
 from services.webhooks.client import Answer, Outcome, WebhookClient
 from services.webhooks.making import Maker
@@ -31,7 +32,8 @@ POLL_SECONDS = 1.0
 """How late is seen what nobody tells of: a new webhook, a redelivery, a lost worker's delivery."""
 GAP_SECONDS = 0.05
 """Between two looks at the log; what is committed meanwhile is made in one go."""
-PAUSE_SECONDS = 0.01
+PAUSE_SECONDS = 0.002
+"""Between two looks at what is due; what ends meanwhile makes room for more in one go."""
 MAX_SENDING = 256
 UNREADABLE = (
     "Its address and secret were saved with another SIGNOFF_SECRET_KEY, so nothing was sent. "
@@ -63,6 +65,7 @@ class Deliverer:
         self._listener: asyncio.Task[None] | None = None
         self._sending: dict[asyncio.Task[None], Claimed] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._broken: set[UUID] = set()
         self._turn = asyncio.Lock()
         self._stopping = False
 
@@ -168,7 +171,11 @@ class Deliverer:
         except (Overtaken, *AWAY) as error:
             logger.warning("a delivery was not noted", delivery_id=name, error=repr(error))
         except Exception:
-            logger.exception("a delivery could not be noted", delivery_id=name)
+            if self._is_news(it):
+                logger.exception("a delivery could not be noted", **_named(it))
+        else:
+            if answer.outcome is not Outcome.BROKEN:
+                self._broken.discard(it.hook.id)
 
     async def _record(self, it: Claimed, answer: Answer, began: datetime) -> None:
         """Write it down, as long as nobody else may take the delivery on."""
@@ -182,34 +189,44 @@ class Deliverer:
                 return
             await asyncio.sleep(POLL_SECONDS)
 
+    def _is_news(self, it: Claimed) -> bool:
+        """Once for a webhook, until one of its deliveries goes as it should."""
+        known = it.hook.id in self._broken
+        self._broken.add(it.hook.id)
+        return not known
+
     async def _answer(self, it: Claimed) -> Answer:
-        body = it.body.encode()
         try:
+            body = it.body.encode()
             url = self._rt.vault.open(it.hook.url_sealed)
             headers = self._signed(it, body)
+            return await self._client.post(url, headers, body, deadline=self._seconds)
         except SecretUnreadable:
             return Answer(Outcome.UNREADABLE, error=UNREADABLE)
-        try:
-            return await self._client.post(url, headers, body, deadline=self._seconds)
         except Exception:
-            name = public_id("delivery", it.id)
-            logger.exception("a delivery failed unexpectedly", delivery_id=name)
+            if self._is_news(it):
+                logger.exception("a delivery failed unexpectedly", **_named(it))
             return Answer(Outcome.BROKEN, error="A mistake on our side; the server's log has it.")
 
     def _signed(self, it: Claimed, body: bytes) -> dict[str, str]:
-        """With the secret, and with the one before it as long as that counts."""
+        """With the secret, and with the one before it as long as that counts and can be read."""
         hook, now = it.hook, time.time()
-        sealed = [hook.secret_sealed]
+        secrets = [self._rt.vault.open(hook.secret_sealed)]
         until = hook.old_secret_until
         if hook.old_secret_sealed and until is not None and until.timestamp() > now:
-            sealed.append(hook.old_secret_sealed)
+            old = hooks.opened(self._rt, hook.old_secret_sealed)
+            secrets += [old] if old is not None else []
         id = public_id("delivery", it.id)
-        signed = [
-            agent_http.sign(self._rt.vault.open(each), id=id, timestamp=int(now), body=body)
-            for each in sealed
-        ]
+        signed = [agent_http.sign(each, id=id, timestamp=int(now), body=body) for each in secrets]
         signatures = " ".join(each["webhook-signature"] for each in signed)
         return signed[0] | {"webhook-signature": signatures}
+
+
+def _named(it: Claimed) -> dict[str, str]:
+    return {
+        "delivery_id": public_id("delivery", it.id),
+        "webhook_id": public_id("webhook", it.hook.id),
+    }
 
 
 async def _kept(name: str, step: Callable[[], Awaitable[None]]) -> None:

@@ -7,7 +7,7 @@ its owner may see, by the role that they saved it with and still have at that mo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -16,9 +16,9 @@ from uuid import UUID
 import structlog
 from pydantic import AfterValidator, Field
 
-from models import ActorKind, JobLogType, Role, Webhook, jsontext, statements
+from models import JobLogType, Role, Webhook, jsontext, statements
 from models.statements import Statement
-from services import agent_http, filters, keys
+from services import agent_http, filters, keys, queue
 from services.actors import TOKEN_PREFIX, Viewer
 from services.agent_http.addresses import WEBHOOK
 from services.errors import Forbidden, InvalidInput, LimitExceeded, NotFound, Problem
@@ -33,6 +33,8 @@ from services.values import STORABLE, Command, WebhookId, public_id
 logger = structlog.get_logger(__name__)
 
 MAX_PER_OWNER = 20
+MAKING = 7_464_339_115
+"""Of the lock under which a webhook is counted that is made."""
 OVERLAP_SECONDS = 86_400
 MAX_OVERLAP_SECONDS = 7 * 86_400
 PURGED = 200
@@ -46,7 +48,6 @@ WELL: dict[str, Any] = {
 }
 """The columns of a circuit that is closed."""
 DEMOTED = "It is being changed; save it again if this stays."
-KEYLESS = "Its owner has no valid API key any more that may have webhooks."
 
 
 def _url(text: str) -> str:
@@ -126,7 +127,7 @@ async def save(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> Saved:
     _demand_lasting(viewer)
     _check(rt, viewer, command)
     if command.id is None:
-        return await _make(rt, viewer, command)
+        return await _make(rt, viewer, command, await rt.events.complete_until())
     hook = await get(viewer, command.id)
     demoted = hook.owner_id == viewer.id and _is_less(viewer.role, hook.owner_role)
     if demoted:
@@ -163,24 +164,36 @@ def _check(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> None:
 
 
 @atomic
-async def _make(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> Saved:
+async def _make(rt: Runtime, viewer: Viewer, command: SaveWebhook, position: int) -> Saved:
+    """It hears of what comes after `position`, before which nothing is still to come."""
     keys.demand_unscoped(viewer)
-    own = Webhook.filter(workspace_id=viewer.workspace_id, owner_id=viewer.id)
-    if await own.count() >= MAX_PER_OWNER:
-        raise LimitExceeded(
-            f"You have {MAX_PER_OWNER} webhooks, which is as many as one may have; delete one.",
-            MAX_PER_OWNER,
-        )
     secret = agent_http.new_secret()
     made = Webhook(
         **_given(rt, command),
         **_owner(viewer),
         workspace_id=viewer.workspace_id,
         secret_sealed=rt.vault.seal(secret),
-        position=await _newest_entry(),
+        position=position,
     )
+    if not statements.is_sqlite():  # there all writers take turns
+        lock = f"SELECT pg_advisory_xact_lock({MAKING})"
+        current().writes.append(Statement(lock, [], "webhooks"))
     current().insert(made)
+    counted = [str(made.id), made.workspace_id, made.owner_id]
+    current().require(Statement(WITHIN_LIMIT, counted, "webhooks", guarded=True), _refuse)
     return Saved(made, secret)
+
+
+WITHIN_LIMIT = f"""UPDATE "webhooks" SET "version" = "version" WHERE "id" = $1 AND (
+    SELECT count(*) FROM "webhooks"
+    WHERE "workspace_id" = $2 AND "owner_id" = $3) <= {MAX_PER_OWNER}"""  # noqa: S608 - a number
+
+
+async def _refuse() -> None:
+    raise LimitExceeded(
+        f"You have {MAX_PER_OWNER} webhooks, which is as many as one may have; delete one.",
+        MAX_PER_OWNER,
+    )
 
 
 def _owner(viewer: Viewer) -> dict[str, Any]:
@@ -203,12 +216,6 @@ def _given(rt: Runtime, command: SaveWebhook) -> dict[str, Any]:
     if command.enabled is not None:
         columns["enabled"] = command.enabled
     return columns
-
-
-async def _newest_entry() -> int:
-    """Whatever is done after this has a later place in the log."""
-    (row,) = await statements.database().fetch('SELECT max("seq") FROM "job_logs"')
-    return row[0] or 0
 
 
 @atomic
@@ -245,8 +252,13 @@ def _write(hook: Webhook, changes: dict[str, Any]) -> None:
 
 def url_of(rt: Runtime, hook: Webhook) -> str | None:
     """None if it was sealed with another key."""
+    return opened(rt, hook.url_sealed)
+
+
+def opened(rt: Runtime, sealed: str) -> str | None:
+    """What was sealed; None if that was with another key."""
     try:
-        return rt.vault.open(hook.url_sealed)
+        return rt.vault.open(sealed)
     except SecretUnreadable:
         return None
 
@@ -254,7 +266,10 @@ def url_of(rt: Runtime, hook: Webhook) -> str | None:
 async def rotate_secret(
     rt: Runtime, viewer: Viewer, webhook_id: UUID, overlap_seconds: int
 ) -> Saved:
-    """A new secret; the one before it signs too for that long, and any older one no more."""
+    """A new secret; the one before it signs too for that long, and any older one no more.
+
+    One that cannot be read cannot sign, and is forgotten.
+    """
     if not 0 <= overlap_seconds <= MAX_OVERLAP_SECONDS:
         message = f"must be between 0 and {MAX_OVERLAP_SECONDS}"
         raise InvalidInput.at("overlapSeconds", message=message)
@@ -265,13 +280,36 @@ async def rotate_secret(
 async def _rotate(rt: Runtime, viewer: Viewer, webhook_id: UUID, overlap: timedelta) -> Saved:
     hook = await get(viewer, webhook_id)
     secret = agent_http.new_secret()
+    signs = bool(overlap) and opened(rt, hook.secret_sealed) is not None
+    until = datetime.now(UTC) + overlap if signs else None
     changes: dict[str, Any] = {
         "secret_sealed": rt.vault.seal(secret),
-        "old_secret_sealed": hook.secret_sealed if overlap else None,
-        "old_secret_until": datetime.now(UTC) + overlap if overlap else None,
+        "old_secret_sealed": hook.secret_sealed if signs else None,
+        "old_secret_until": until,
     }
     _write(hook, changes)
+    if until is not None:
+        current().wake(until)
     return Saved(hook, secret)
+
+
+FIRST_END = 'SELECT min("old_secret_until") FROM "webhooks"'
+ERASE = """UPDATE "webhooks" SET "old_secret_sealed" = NULL, "old_secret_until" = NULL
+    WHERE "old_secret_until" <= $1 RETURNING 1"""
+
+
+async def erase_old_secrets(now: datetime) -> datetime | None:
+    """Erase those that do not sign any more; returns when the next one does not."""
+    at = await _first_end()
+    if at is None or at > now:
+        return at
+    await statements.database().fetch(ERASE, now)
+    return await _first_end()
+
+
+async def _first_end() -> datetime | None:
+    (row,) = await statements.database().fetch(FIRST_END)
+    return queue.instant(row[0])
 
 
 PURGE = f"""DELETE FROM "webhook_deliveries" WHERE "id" IN (
@@ -307,10 +345,10 @@ async def disable(rt: Runtime, webhook_id: UUID, reason: str) -> None:
     current().writes.append(disabling({"id": webhook_id}, reason))
 
 
-async def stop(rt: Runtime, hook: Webhook, reason: str) -> None:
+async def stop(rt: Runtime, webhook_id: UUID, reason: str) -> None:
     """Disable it because it cannot go on, and say so in the log."""
-    await disable(rt, hook.id, reason)
-    name = public_id("webhook", hook.id)
+    await disable(rt, webhook_id, reason)
+    name = public_id("webhook", webhook_id)
     logger.warning("webhook disabled", webhook_id=name, reason=reason)
 
 
@@ -318,26 +356,3 @@ def disabling(seen: Mapping[str, Any], reason: str) -> Statement:
     where = {**seen, "enabled": True}
     changes = {"enabled": False, "disabled_reason": reason, "updated_at": datetime.now(UTC)}
     return statements.update(Webhook, where, changes)
-
-
-async def owners(hooks: Iterable[Webhook]) -> dict[UUID, Viewer | None]:
-    """Who each webhook tells for; None for who lost all keys.
-
-    Their role is what they had when they saved it, or what they have now if that is less: other
-    keys of one name may be other people's.
-    """
-    found = list(hooks)
-    by_key = {hook.owner_id for hook in found if hook.owner_kind is ActorKind.API_KEY}
-    roles = await keys.roles_of(by_key) if by_key else {}
-    return {hook.id: _viewer(hook, roles) for hook in found}
-
-
-def _viewer(hook: Webhook, roles: Mapping[tuple[int, str], Role]) -> Viewer | None:
-    by_key = hook.owner_kind is ActorKind.API_KEY
-    held = roles.get((hook.workspace_id, hook.owner_id)) if by_key else hook.owner_role
-    role = held and min(held, hook.owner_role, key=keys.RANK.index)
-    if role is None or role is Role.VIEWER:
-        return None
-    return Viewer(
-        hook.owner_kind, hook.owner_id, hook.owner_name, role, workspace_id=hook.workspace_id
-    )

@@ -1,47 +1,73 @@
 """From the log to deliveries.
 
-Every worker reads the log for every webhook. Who is first writes the deliveries of a stretch of it,
-together with the position that the webhook has come to; who comes second finds that position
-changed, writes nothing and goes on from there. So nothing is left out and nothing made twice,
-whoever dies when.
+Every worker reads the log for all webhooks at once. Who is first writes the deliveries of a
+stretch of it, together with the positions that the webhooks have come to; who comes second finds
+a position changed, writes nothing for that webhook and goes on from there. So nothing is left out
+and nothing made twice, whoever dies when.
+
+What a webhook hears of is told from the jobs in memory, by its owner's sight; filters alone are
+the database's, many in one statement. So how many webhooks there are does not change how often
+the database is asked.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import structlog
-
-from models import Job, JobLog, Webhook, jsontext, statements
+from models import Job, JobLog, JobLogType, Webhook, jsontext, statements
 from models.base import uuid7
-from models.statements import Statement
-from services import filters
-from services.actors import Viewer
+from services import filters, queue
+from services.actors import Sight
 from services.errors import InvalidInput
-from services.filters import job_condition
+from services.filters import JobFilter
 from services.runtime import Runtime
-from services.transactions import atomic, current
-from services.values import public_id
-from services.webhooks import hooks, payloads
-from services.webhooks.hooks import KEYLESS
+from services.webhooks import enabled, hooks, matching, payloads
 
-logger = structlog.get_logger(__name__)
-
+MAKING = 7_464_339_116
+"""The key of the turns in writing."""
 PAGE = 200
 WINDOW = 5000
 """Positions of the log that are looked through at once, at most."""
 NOTED = 1000
 """How far a webhook comes without an event for it before that is written down."""
+WRITTEN = 500
+"""Deliveries written at once, for which the event loop waits on SQLite; one webhook's at least."""
 UNMATCHED = "Which jobs it asks for could not be told; save it again."
+UNTOLD = (InvalidInput, ValueError, TypeError, OverflowError)
+"""What a filter or types raise that are not what was saved, or not any more."""
 
 
-class Overtaken(Exception):
-    """Another worker made these deliveries."""
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A filter and what it was read from, by which webhooks that have the same one share it."""
+
+    text: str
+    filter: JobFilter
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A webhook as it was saved; `sight` is the most that its owner may see."""
+
+    hook: Webhook
+    types: frozenset[JobLogType]
+    where: Where | None
+    sight: Sight
+
+
+@dataclass(slots=True)
+class Place:
+    """How far a webhook has come: as it is written, and as it was looked through here."""
+
+    listener: Listener
+    written: int
+    looked: int
+    found: Sequence[JobLog] = ()
+    """What it is to hear of in the stretch under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +76,30 @@ class Stretch:
 
     entries: Sequence[JobLog]
     reached: int
-    names: Mapping[UUID, str]
-    """Of the jobs."""
+    jobs: Mapping[UUID, Job]
+    """With what a sight and an event need of them."""
+    _seen: dict[tuple[Sight, frozenset[JobLogType]], Sequence[JobLog]] = field(
+        default_factory=dict[tuple[Sight, frozenset[JobLogType]], "Sequence[JobLog]"]
+    )
+    _bodies: dict[int, str] = field(default_factory=dict[int, str])
+
+    def seen(self, place: Place, sight: Sight) -> Sequence[JobLog]:
+        """What there is for a webhook; those of the same sight and types share the search."""
+        types = place.listener.types
+        if (sight, types) not in self._seen:
+            self._seen[sight, types] = [
+                entry
+                for entry in self.entries
+                if entry.type in types and sight.holds(self.jobs[entry.job_id])
+            ]
+        return [entry for entry in self._seen[sight, types] if entry.seq > place.looked]
+
+    def body(self, entry: JobLog) -> str:
+        """The same for every webhook."""
+        if entry.seq not in self._bodies:
+            name = self.jobs[entry.job_id].name
+            self._bodies[entry.seq] = payloads.of_entry(entry, name)
+        return self._bodies[entry.seq]
 
 
 async def any_enabled() -> bool:
@@ -59,7 +107,7 @@ async def any_enabled() -> bool:
 
 
 ANY = 'SELECT 1 FROM "webhooks" WHERE "enabled" LIMIT 1'
-ENABLED = '"webhooks" t0 WHERE t0."enabled"'
+PLACES = 'SELECT "id", "version", "position" FROM "webhooks" WHERE "enabled"'
 
 
 class Maker:
@@ -68,119 +116,190 @@ class Maker:
     def __init__(self, rt: Runtime, *, kept: timedelta) -> None:
         self._rt = rt
         self._kept = kept
-        self._looked: dict[UUID, int] = {}
+        self._places: dict[UUID, Place] = {}
+        self._last_back = 0
 
     async def look(self, until: int) -> bool:
-        """One stretch of the log for each webhook; whether there is more to be made at once."""
-        enabled: list[Webhook] = [
-            hook for (hook,) in await statements.fetch_all((Webhook,), ENABLED)
-        ]
-        self._looked = {
-            hook.id: max(hook.position, self._looked.get(hook.id, 0)) for hook in enabled
-        }
-        at: defaultdict[int, list[Webhook]] = defaultdict(list)
-        for hook in enabled:
-            at[self._looked[hook.id]].append(hook)
-        behind = [position for position in at if position < until]
-        moved = [await self._go_on(at[position], position, until) for position in behind]
-        return any(reached < until for reached in moved if reached is not None)
-
-    async def _go_on(self, group: Sequence[Webhook], position: int, until: int) -> int | None:
-        """How far those came that were at `position`; None if none of them did."""
-        types = {type for hook in group for type in jsontext.loads(hook.types_json)}
-        stretch = await self._read(position, until, types)
-        owners = await hooks.owners(group) if stretch.entries else {}
-        moved = [await self._is_made(hook, owners.get(hook.id), stretch) for hook in group]
-        return stretch.reached if any(moved) else None
-
-    async def _is_made(self, hook: Webhook, owner: Viewer | None, stretch: Stretch) -> bool:
-        """Whether the webhook has come on; what goes wrong with one does not hold up the others."""
-        try:
-            await self._make(hook, owner, stretch)
-        except Overtaken:
-            return True
-        except Exception:
-            name = public_id("webhook", hook.id)
-            logger.exception("deliveries could not be made; trying again", webhook_id=name)
+        """A stretch or two of the log; whether there is more to be made at once."""
+        await self._find()
+        behind = [place for place in self._places.values() if place.looked < until]
+        if not behind:
             return False
-        self._looked[hook.id] = stretch.reached
-        return True
+        for start in self._starts(behind):
+            await self._go_on(start, until)
+        return any(place.looked < until for place in self._places.values())
 
-    async def _read(self, position: int, until: int, types: set[str]) -> Stretch:
-        end = min(until, position + WINDOW)
-        query = JobLog.filter(seq__gt=position, seq__lte=end, type__in=types)
+    async def _find(self) -> None:
+        """The enabled webhooks and their places; only those that were saved since are read."""
+        rows = await statements.database().fetch(PLACES)
+        at = {queue.uuid(id): (version, position) for id, version, position in rows}
+        known = {
+            id: place
+            for id, place in self._places.items()
+            if id in at and place.listener.hook.version == at[id][0]
+        }
+        for hook in await enabled.read(self._rt, [id for id in at if id not in known]):
+            listener = await self._listener(hook)
+            if listener is not None:
+                known[hook.id] = Place(listener, hook.position, hook.position)
+        for id, place in known.items():
+            place.written = at[id][1]
+            place.looked = max(place.looked, place.written)
+        self._places = known
+
+    async def _listener(self, hook: Webhook) -> Listener | None:
+        """None for one that is disabled because nobody knows what it asks for."""
+        try:
+            types = frozenset(map(JobLogType, jsontext.loads(hook.types_json)))
+            text = hook.where_json
+            where = Where(text, filters.restored(text)) if text else None
+        except UNTOLD:
+            await hooks.stop(self._rt, hook.id, UNMATCHED)
+            return None
+        sight = enabled.owner_as(self._rt, hook, hook.owner_role).sight
+        return Listener(hook, types, where, sight)
+
+    def _starts(self, behind: Sequence[Place]) -> list[int]:
+        """Where to read from: at the front, and at one of the places far behind it, in turns.
+
+        So one that was enabled after a month holds up none of the others.
+        """
+        positions = {place.looked for place in behind}
+        front = min(each for each in positions if each > max(positions) - WINDOW)
+        back = sorted(each for each in positions if each < front)
+        if not back:
+            return [front]
+        return [front, next((each for each in back if each > self._last_back), back[0])]
+
+    async def _go_on(self, start: int, until: int) -> None:
+        """Make what there is for all that are in the stretch from `start`."""
+        end = min(until, start + WINDOW)
+        group = [place for place in self._places.values() if start <= place.looked < end]
+        types = {type for place in group for type in place.listener.types}
+        stretch = await self._read(start, end, types)
+        self._last_back = stretch.reached
+        inside = [place for place in group if place.looked < stretch.reached]
+        await self._match(inside, stretch)
+        for batch in self._batches(inside, stretch):
+            await _write(batch, stretch)
+
+    async def _read(self, start: int, end: int, types: Collection[JobLogType]) -> Stretch:
+        query = JobLog.filter(seq__gt=start, seq__lte=end, type__in=types)
         entries = await query.order_by("seq").limit(PAGE)
-        jobs = {entry.job_id for entry in entries}
-        named = await Job.filter(id__in=jobs).values_list("id", "name") if jobs else []
         reached = entries[-1].seq if len(entries) == PAGE else end
         oldest = datetime.now(UTC) - self._kept
         kept = [entry for entry in entries if entry.created_at >= oldest]
-        return Stretch(kept, reached, dict(named))
+        wanted = {entry.job_id for entry in kept}
+        jobs = Job.filter(id__in=wanted).only("id", "name", "workspace_id", "created_by_id")
+        return Stretch(kept, reached, {job.id: job async for job in jobs} if wanted else {})
 
-    async def _make(self, hook: Webhook, owner: Viewer | None, stretch: Stretch) -> None:
-        """Write what there is for the webhook in the stretch, or stop it if that is not known."""
-        if stretch.entries and owner is None:
-            await hooks.stop(self._rt, hook, KEYLESS)
+    async def _match(self, places: Sequence[Place], stretch: Stretch) -> None:
+        """Find what each of them is to hear of; disable those of which that is not known.
+
+        Keys are asked only for those that would hear of anything with the most they could see.
+        """
+        for place in places:
+            place.found = stretch.seen(place, place.listener.sight)
+        telling = [place for place in places if place.found]
+        if not telling:
             return
-        types = set(jsontext.loads(hook.types_json))
-        entries = [entry for entry in stretch.entries if entry.type in types]
-        try:
-            jobs = await _matching(hook, owner, {entry.job_id for entry in entries})
-        except (InvalidInput, ValueError, OverflowError):
-            await hooks.stop(self._rt, hook, UNMATCHED)
-            return
-        found = [
-            _delivery(entry, stretch.names[entry.job_id])
-            for entry in entries
-            if entry.job_id in jobs
-        ]
-        if found or stretch.reached - hook.position >= NOTED:
-            await _write(self._rt, hook, stretch.reached, found)
+        owners = await enabled.owners(self._rt, [place.listener.hook for place in telling])
+        for place in telling:
+            owner = owners[place.listener.hook.id]
+            if owner is None:
+                await self._stop(place, enabled.KEYLESS)
+            elif owner.sight != place.listener.sight:
+                place.found = stretch.seen(place, owner.sight)
+        await self._filter([place for place in telling if place.found])
+
+    async def _filter(self, places: Sequence[Place]) -> None:
+        """Leave out what their filters do."""
+        filtered = [(place, place.listener.where) for place in places]
+        wanted = {where.text: where.filter for _, where in filtered if where}
+        jobs = {entry.job_id for place, where in filtered if where for entry in place.found}
+        matches = await matching.jobs_of(wanted, jobs)
+        for place, where in filtered:
+            if where is None:
+                continue
+            matched = matches[where.text]
+            if matched is None:
+                await self._stop(place, UNMATCHED)
+            else:
+                place.found = [entry for entry in place.found if entry.job_id in matched]
+
+    async def _stop(self, place: Place, reason: str) -> None:
+        """Disable it; it keeps its place."""
+        id = place.listener.hook.id
+        await hooks.stop(self._rt, id, reason)
+        place.found = ()
+        del self._places[id]
+
+    def _batches(self, places: Sequence[Place], stretch: Stretch) -> Iterator[list[Place]]:
+        """Those of which there is something to write; the others have come on with that."""
+        batch: list[Place] = []
+        for place in places:
+            if place.listener.hook.id not in self._places:
+                continue
+            if not place.found and stretch.reached - place.written < NOTED:
+                place.looked = stretch.reached
+                continue
+            batch.append(place)
+            if sum(len(each.found) for each in batch) >= WRITTEN:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
 
-async def _matching(hook: Webhook, owner: Viewer | None, jobs: set[UUID]) -> set[UUID]:
-    """Those of the jobs that the webhook is to hear of."""
-    if not jobs or owner is None:
-        return set()
-    where = filters.restored(hook.where_json) if hook.where_json else None
-    query = Job.filter(job_condition(where, owner), id__in=jobs)
-    return {UUID(str(id)) for id in await query.values_list("id", flat=True)}
+# What is written is one value, so that a statement is the same for any number of rows.
+EACH = {
+    True: 'json_each($1) "each"',
+    False: 'jsonb_array_elements(CAST($1 AS JSONB)) "each"("value")',
+}
+MOVE = """UPDATE "webhooks" SET "position" = CAST($2 AS BIGINT)
+    FROM (SELECT CAST("value" ->> 'id' AS {uuid}) AS "hook_id",
+              CAST("value" ->> 'position' AS BIGINT) AS "seen_position",
+              CAST("value" ->> 'version' AS BIGINT) AS "seen_version" FROM {each}) "seen"
+    WHERE "id" = "hook_id" AND "position" = "seen_position" AND "version" = "seen_version"
+        AND "enabled" RETURNING "id" """
+INSERT = """INSERT INTO "webhook_deliveries" ("id", "created_at", "webhook_id", "job_id", "seq",
+        "type", "body", "state", "attempts", "tries", "next_attempt_at")
+    SELECT CAST("value" ->> 'id' AS {uuid}), CAST($2 AS {instant}),
+        CAST("value" ->> 'hook' AS {uuid}), CAST("value" ->> 'job' AS {uuid}),
+        CAST("value" ->> 'seq' AS BIGINT), "value" ->> 'type', "value" ->> 'body',
+        'PENDING', 0, 0, CAST($2 AS {instant})
+    FROM {each} """
 
 
-def _delivery(entry: JobLog, name: str) -> dict[str, Any]:
+def _spelled(sql: str) -> str:
+    if statements.is_sqlite():
+        return sql.format(uuid="TEXT", instant="TEXT", each=EACH[True])
+    return sql.format(uuid="UUID", instant="TIMESTAMPTZ", each=EACH[False])
+
+
+async def _write(places: Sequence[Place], stretch: Stretch) -> None:
+    """Write the positions, and the deliveries of those that nobody moved or changed meanwhile."""
+    seen = [
+        {"id": str(hook.id), "position": place.written, "version": hook.version}
+        for place, hook in [(place, place.listener.hook) for place in places]
+    ]
+    async with statements.database().exclusive(MAKING) as connection:
+        rows = await connection.fetch(_spelled(MOVE), jsontext.dumps(seen), stretch.reached)
+        moved = {queue.uuid(id) for (id,) in rows}
+        came_on = [place for place in places if place.listener.hook.id in moved]
+        made = [_delivery(place, each, stretch) for place in came_on for each in place.found]
+        if made:
+            await connection.fetch(_spelled(INSERT), jsontext.dumps(made), datetime.now(UTC))
+    for place in came_on:
+        place.looked = place.written = stretch.reached
+
+
+def _delivery(place: Place, entry: JobLog, stretch: Stretch) -> dict[str, Any]:
     return {
         "id": str(uuid7()),
+        "hook": str(place.listener.hook.id),
         "job": str(entry.job_id),
         "seq": entry.seq,
         "type": payloads.TYPES[entry.type],
-        "body": payloads.of_entry(entry, name),
+        "body": stretch.body(entry),
     }
-
-
-# All of them in one value, so that the statement is the same for any number.
-INSERT = """INSERT INTO "webhook_deliveries" ("id", "created_at", "webhook_id", "job_id", "seq",
-        "type", "body", "state", "attempts", "tries", "next_attempt_at")
-    SELECT CAST("value" ->> 'id' AS {uuid}), CAST($2 AS {instant}), CAST($3 AS {uuid}),
-        CAST("value" ->> 'job' AS {uuid}), CAST("value" ->> 'seq' AS BIGINT),
-        "value" ->> 'type', "value" ->> 'body', 'PENDING', 0, 0, CAST($2 AS {instant})
-    FROM {rows} """
-SQLITE = INSERT.format(uuid="TEXT", instant="TEXT", rows="json_each($1)")
-EACH = 'jsonb_array_elements(CAST($1 AS JSONB)) "each"("value")'
-POSTGRES = INSERT.format(uuid="UUID", instant="TIMESTAMPTZ", rows=EACH)
-
-
-@atomic
-async def _write(
-    rt: Runtime, hook: Webhook, reached: int, deliveries: Sequence[Mapping[str, Any]]
-) -> None:
-    """Raises `Overtaken` if the webhook has gone on, or was changed, meanwhile."""
-
-    async def refuse() -> None:
-        raise Overtaken
-
-    seen = {"id": hook.id, "position": hook.position, "version": hook.version, "enabled": True}
-    current().swap(Webhook, seen, {"position": reached}, refuse)
-    if deliveries:
-        values = [jsontext.dumps(deliveries), datetime.now(UTC), str(hook.id)]
-        sql = SQLITE if statements.is_sqlite() else POSTGRES
-        current().writes.append(Statement(sql, values, "webhook_deliveries", appends=True))

@@ -58,7 +58,7 @@ def _changes(it: Claimed, answer: Answer, began: datetime) -> dict[str, Any]:
     }
     if answer.outcome is not Outcome.OK:
         seconds = schedule.pause(it.id, it.tries + 1)
-        if seconds is None or answer.status == HTTPStatus.GONE:
+        if seconds is None:
             changes["state"] = WebhookDeliveryState.FAILED
         else:
             later = timedelta(seconds=max(seconds, answer.retry_after or 0))

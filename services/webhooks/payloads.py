@@ -28,8 +28,7 @@ TYPES: Mapping[JobLogType, str] = {
 
 def of_entry(entry: JobLog, name: str) -> str:
     """The body for an entry of the log; `name` is its job's."""
-    payload = jsontext.loads_or_none(entry.payload_json)
-    move = cast("dict[str, Any]", payload) if _is_move(payload) else {}
+    move = _move(entry)
     data = {
         "cursor": encode_position(entry.seq),
         "logId": public_id("log", entry.seq),
@@ -44,8 +43,14 @@ def of_entry(entry: JobLog, name: str) -> str:
     return _body(TYPES[entry.type], entry.created_at, data)
 
 
-def _is_move(payload: object) -> bool:
-    return isinstance(payload, dict) and "event" in payload
+def _move(entry: JobLog) -> dict[str, Any]:
+    """What the entry says of a move; nothing if it is none, or is damaged."""
+    try:
+        payload = jsontext.loads_or_none(entry.payload_json)
+    except ValueError:
+        return {}
+    is_move = isinstance(payload, dict) and "event" in payload
+    return cast("dict[str, Any]", payload) if is_move else {}
 
 
 def of_test(webhook_id: UUID, now: datetime) -> str:
