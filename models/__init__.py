@@ -20,6 +20,7 @@ from models.job import (
 from models.job_dependency import JobDependency
 from models.job_log import JobLog, JobLogType
 from models.job_tag import JobTag
+from models.long_call import LongCall
 from models.queue_entry import QueueEntry, QueueState
 from models.timer import Timer, TimerKind
 from models.verdict import CriterionKind, Verdict, VerdictOutcome
@@ -46,6 +47,7 @@ __all__ = [
     "JobPriority",
     "JobStatus",
     "JobTag",
+    "LongCall",
     "QueueEntry",
     "QueueState",
     "Role",
