@@ -70,14 +70,18 @@ class Transaction:
     def dequeue(self, job: Job) -> None:
         """There is nothing to run any more; a run of the current attempt ends."""
         self.delete(QueueEntry, {"job_id": job.id})
-        self._ended.append((job.id, job.attempt_count))
+        self.settles(job)
 
     def hand_on(self, job: Job, ready_at: datetime) -> None:
         """Some worker goes on with the job's current attempt at `ready_at`; a run of it ends."""
         changes = {"state": QueueState.AWAITING, "worker_id": None, "ready_at": ready_at}
         self.update(QueueEntry, {"job_id": job.id, "number": job.attempt_count}, changes)
-        self._ended.append((job.id, job.attempt_count))
+        self.settles(job)
         self.wake(ready_at)
+
+    def settles(self, job: Job) -> None:
+        """A run of the current attempt ends, unless it is the one that writes this."""
+        self._ended.append((job.id, job.attempt_count))
 
     def wake(self, at: datetime | None = None) -> None:
         """After the commit there is something for a worker, at once or `at` a later time."""

@@ -43,7 +43,9 @@ async def running_counts(agent_ids: Sequence[UUID]) -> list[int]:
 
 
 def _reason(row: Row, now: datetime) -> str:
-    state, ready_at, availability, most, per_minute, open_until, why, rate_at, running, awaiting = row
+    state, ready_at, availability, most, per_minute, open_until, why, rate_at, running, awaiting = (
+        row
+    )
     if state == QueueState.SLEEPING:
         return f"a pause until {_told(queue.instant(ready_at))}"
     if availability != AgentAvailability.ACTIVE:

@@ -14,7 +14,7 @@ from models.statements import Unavailable
 from services import tracing
 from services.errors import DatabaseUnavailable, ErrorCode
 from services.runtime import Runtime
-from signoff import graphiql, health, sample
+from signoff import callbacks, graphiql, health, sample
 from signoff.auth import is_loopback, same_origin
 from signoff.health import Health
 from signoff.settings import Settings
@@ -57,6 +57,7 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
     app = web.Application(middlewares=[_traced, _guarded], client_max_size=MAX_BODY_BYTES)
     app.cleanup_ctx.append(services)
     app.router.add_route("*", "/graphql", _graphql)
+    app.router.add_post(callbacks.PATH, _callback)
     app.router.add_get("/", _home)
     app.router.add_post(sample.PATH, sample.endpoint(lambda: app[RUNTIME]))
     graphiql.add_routes(app)
@@ -75,13 +76,20 @@ async def _graphql(request: web.Request) -> web.StreamResponse:
     return await request.app[VIEW](request)
 
 
+async def _callback(request: web.Request) -> web.StreamResponse:
+    return await callbacks.receive(request.app[RUNTIME], request)
+
+
 async def _home(request: web.Request) -> web.StreamResponse:
     raise web.HTTPFound("/graphiql")
 
 
 @web.middleware
 async def _traced(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request an id, and log how it went: never its query string, which has variables."""
+    """Give the request an id, and log how it went: never its query string, which has variables.
+
+    Nor what a path holds for a placeholder: that of a callback is a secret.
+    """
     given = request.headers.get("X-Request-Id", "")
     request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
     structlog.contextvars.clear_contextvars()
@@ -94,11 +102,16 @@ async def _traced(request: web.Request, handler: Handler) -> web.StreamResponse:
     logger.debug(
         "request",
         method=request.method,
-        path=request.path,
+        path=_path(request),
         status=response.status,
         ms=round((time.perf_counter() - began) * 1000, 1),
     )
     return response
+
+
+def _path(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return request.path if resource is None else resource.canonical
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:

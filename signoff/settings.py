@@ -5,10 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AliasChoices, Field, SecretStr, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Field,
+    SecretStr,
+    StringConstraints,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from yarl import URL
 
 DEFAULT_DATABASE = "sqlite://signoff.db"
+
+
+def _base_url(text: str) -> str:
+    """Without a slash at its end."""
+    url = URL(text)
+    complete = url.scheme in {"http", "https"} and url.host
+    if not complete or url.user or url.password or url.query_string or url.fragment:
+        raise ValueError("must be http:// or https://, a host, and perhaps a path")
+    return str(url).rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -47,6 +64,11 @@ class Settings(BaseSettings):
         default=None,
         description="Call agents on private and loopback addresses. Default: on for `serve` with "
         "SQLite on a loopback address, else off.",
+    )
+    public_url: Annotated[str, AfterValidator(_base_url)] | None = Field(
+        default=None,
+        description="Where agents reach this server, such as `https://signoff.example.com`. With "
+        "it each request to an agent carries a one-time URL for its answer.",
     )
     agent_tries: int = Field(
         default=4, ge=1, le=20, description="Requests to an agent within one attempt, at most."
