@@ -130,7 +130,7 @@ async def look(rt: Runtime, this: Run, worker_id: UUID) -> AgentReply | None:
         await budgets.end(rt, this, budgets.over_time(this), executed=True)
         return None
     accepted, trouble = Accepted(None, None), None
-    if call.location is not None:
+    if call.location:
         try:
             answer = await _poll(rt, this, call.location, left)
         except AgentCallFailed as failure:
@@ -180,7 +180,7 @@ async def _go_on(
         await calling.settle_failure(rt, this, _too_late(this), executed=True)
         return
     pause = math.inf
-    if call.location is not None:
+    if call.location:
         pause = _pause(rt, call.polls, accepted.retry_after)
     ready_at = _earliest(now, pause, await budgets.seconds_left(this), call.ends_at)
     await _give_back(rt, this, call, worker_id, ready_at, trouble)
@@ -220,7 +220,7 @@ async def _give_back(
     why = None if trouble is None else storable(str(trouble))
     changes = {"polls": call.polls + 1, "trouble": why}
     current().update(LongCall, {"attempt_id": this.attempt.id}, changes)
-    if trouble is not None and call.trouble is None:
+    if trouble is not None and not call.trouble:
         message = f"{trouble} It is asked again until {call.ends_at}."
         told = {"error": trouble.fault, "httpStatus": trouble.http_status}
         attempts.tell(this, JobLogType.AGENT_PROGRESS, message, told)

@@ -109,8 +109,8 @@ async def measured(
             call.outcome = told[ERROR] = failure.fault.value
             raise
         call.outcome = telemetry.OK
-        accepted = isinstance(answer, Accepted)
-        told["http.response.status_code"] = HTTPStatus.ACCEPTED if accepted else answer.status
+        status = None if isinstance(answer, Accepted) else answer.status
+        told["http.response.status_code"] = status or HTTPStatus.ACCEPTED
         return answer
 
 

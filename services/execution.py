@@ -219,7 +219,8 @@ async def _under_way(job_id: UUID, number: int, worker_id: UUID | None = None) -
 async def run_of(job_id: UUID, number: int, worker_id: UUID | None = None) -> Run | None:
     """An attempt and what it is about, under way or not.
 
-    With `worker_id` only while it is that worker's, which the version read with it fences."""
+    With `worker_id` only while it is that worker's, which the version read with it fences.
+    """
     tables = (Job, Attempt, Agent, CriteriaSet, AgentGate)
     source, whose = (ATTEMPT, ()) if worker_id is None else (ATTEMPT + OF_WORKER, (str(worker_id),))
     found = await statements.fetch_joined(tables, source, str(job_id), number, *whose)

@@ -212,7 +212,8 @@ def index_statements(model: type[Model]) -> list[str]:
     """One statement for each named index that a model declares."""
     table = cast("dict[str, Any]", model.describe())
     return [
-        f'CREATE INDEX IF NOT EXISTS "{index["name"]}" ON "{table["table"]}" ({columns}){index["extra"]}'
+        f'CREATE INDEX IF NOT EXISTS "{index["name"]}" ON "{table["table"]}" ({columns})'
+        f"{index['extra']}"
         for index in table["indexes"]
         for columns in (", ".join(f'"{field}"' for field in index["fields"]),)
     ]

@@ -50,7 +50,7 @@ class LongCall:
     def of(cls, row: models.LongCall | None) -> Self | None:
         if row is None or row.ends_at is None:
             return None
-        path = None if row.location is None else awaiting.path_alone(row.location)
+        path = awaiting.path_alone(row.location) if row.location else None
         return cls(ends_at=row.ends_at, polls=row.polls, trouble=row.trouble, path=path)
 
 

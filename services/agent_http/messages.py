@@ -30,7 +30,8 @@ class AgentRequest:
 class AgentReply:
     """`value` is `body`, which is strict JSON, decoded.
 
-    `status` is None for one that came by the callback URL. An integer beyond 64 bits is a float in `value`, as in JavaScript; `body` keeps its digits.
+    `status` is None for one that came by the callback URL. An integer beyond 64 bits is a float in
+    `value`, as in JavaScript; `body` keeps its digits.
     """
 
     status: int | None
