@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from models.statements import Unavailable
-from services import tracing
+from services import callback_urls, tracing
 from services.errors import DatabaseUnavailable, ErrorCode
 from services.runtime import Runtime
 from signoff import callbacks, graphiql, health, sample
@@ -88,7 +88,7 @@ async def _home(request: web.Request) -> web.StreamResponse:
 async def _traced(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request an id, and log how it went: never its query string, which has variables.
 
-    Nor what a path holds for a placeholder: that of a callback is a secret.
+    Nor the path of a callback, which ends with a secret.
     """
     given = request.headers.get("X-Request-Id", "")
     request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
@@ -110,8 +110,9 @@ async def _traced(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def _path(request: web.Request) -> str:
-    resource = request.match_info.route.resource
-    return request.path if resource is None else resource.canonical
+    if request.path.startswith(callback_urls.PATH):
+        return callbacks.PATH
+    return request.path
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:

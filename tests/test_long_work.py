@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
-import aiohttp
-import orjson
 import pytest
 
 from models import (
     AgentGate,
-    Attempt,
     AttemptState,
     Job,
     JobLogType,
@@ -27,15 +21,13 @@ from models import (
     StatusReason,
     jsontext,
 )
-from services import agents, assignment, callback_urls, decisions, execution
+from services import agents, assignment, decisions, execution
 from services.agent_http import locations, verify
 from services.assignment import ReassignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob
 from services.execution import ExecuteJob
 from services.runtime import Runtime
 from services.waiting import running_counts
-from signoff.app import RUNTIME, create_app
-from signoff.wiring import runtime
 from tests.fakes.agents import Behaviour, Received, fake_agent
 from tests.support import consistency
 from tests.support.making import (
@@ -57,7 +49,6 @@ from tests.support.making import (
     stalls,
     until,
 )
-from tests.support.running import AiohttpClient, Client, settings_for
 
 PUBLIC = "http://signoff.test/base"
 FOREVER = 3600
