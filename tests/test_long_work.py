@@ -18,6 +18,7 @@ from models import (
     LongCall,
     QueueEntry,
     QueueState,
+    Role,
     StatusReason,
     jsontext,
 )
@@ -27,9 +28,12 @@ from services.assignment import ReassignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob
 from services.execution import ExecuteJob
 from services.runtime import Runtime
+from services.values import public_id
 from services.waiting import running_counts
+from signoff.app import RUNTIME
 from tests.fakes.agents import Behaviour, Received, fake_agent
 from tests.support import consistency
+from tests.support.graphql import gql, make_key
 from tests.support.making import (
     ADMIN,
     MEMBER,
@@ -49,6 +53,7 @@ from tests.support.making import (
     stalls,
     until,
 )
+from tests.support.running import Client
 
 PUBLIC = "http://signoff.test/base"
 FOREVER = 3600
@@ -449,3 +454,46 @@ async def test_who_waits_for_the_outcome_gets_the_job_as_it_is_or_its_end(rt: Ru
         assert (now.status, now.phase) == (JobStatus.IN_EXECUTION, JobPhase.AWAITING_AGENT)
         done = await execution.outcome(rt, job, 30)
     assert done.status is JobStatus.COMPLETED
+
+
+LONG_CALL = """query($id: ID!) { job(id: $id) { phase waitingFor
+    agent { runningCount maxWaitSeconds }
+    currentAttempt { longCall { location polls trouble endsAt } } } }"""
+
+
+async def test_where_an_agent_is_asked_is_told_to_admins_and_without_its_query(
+    database_url: str, client: Client
+) -> None:
+    rt = client.app[RUNTIME]
+    async with fake_agent(later("/work/7?ticket=s3cret", "retry-after: 3600")) as fake:
+        job = await awaited(rt, fake.url, max_wait_seconds=600)
+        id = public_id("job", job.id)
+        seen: dict[str, Any] = {}
+        for role in (Role.ADMIN, Role.MEMBER, Role.VIEWER):
+            key = await make_key(database_url, MEMBER.name, role)
+            found = await gql(client, LONG_CALL, key, id=id)
+            seen[role] = found["job"]
+    call = await LongCall.get(attempt_id=(await attempts_of(job))[0].id)
+    for role, found in seen.items():
+        told = found["currentAttempt"].pop("longCall")
+        assert datetime.fromisoformat(told.pop("endsAt")) == call.ends_at
+        location = "/work/7" if role is Role.ADMIN else None
+        assert told == {"location": location, "polls": 0, "trouble": None}
+        assert found["agent"] == {"runningCount": 1, "maxWaitSeconds": 600}
+        assert (found["phase"], found["waitingFor"]) == ("AWAITING_AGENT", None)
+
+
+async def test_attempts_that_are_answered_at_once_have_no_long_call(client: Client) -> None:
+    rt = client.app[RUNTIME]
+    async with fake_agent(says_ok) as fake:
+        job = await execute(rt, await make_job(rt, await make_agent(rt, fake.url)))
+    found = await gql(client, LONG_CALL, id=public_id("job", job.id))
+    assert found["job"]["currentAttempt"] == {"longCall": None}
+    assert await LongCall.all().count() == 0
+
+
+async def test_a_test_call_says_that_the_answer_comes_later(rt: Runtime) -> None:
+    async with fake_agent(later()) as fake:
+        trial = await agents.test(rt, (await make_agent(rt, fake.url)).id, 1)
+    assert (trial.ok, trial.problem) == (False, agents.LATER)
+    assert methods(fake.received) == ["POST"]
