@@ -470,7 +470,7 @@ async def test_where_an_agent_is_asked_is_told_to_admins_and_without_its_query(
         id = public_id("job", job.id)
         seen: dict[str, Any] = {}
         for role in (Role.ADMIN, Role.MEMBER, Role.VIEWER):
-            key = await make_key(database_url, MEMBER.name, role)
+            key = await make_key(database_url, MEMBER.id, role)
             found = await gql(client, LONG_CALL, key, id=id)
             seen[role] = found["job"]
     call = await LongCall.get(attempt_id=(await attempts_of(job))[0].id)
