@@ -132,6 +132,7 @@ ORDERS = {
     "queue_entries": ["state", "agent_id", "rank"],
     "workers": ["id"],
     "timers": ["at", "id"],
+    "long_calls": ["attempt_id"],
     "job_dependencies": ["job_id", "depends_on_id"],
 }
 """What each table is read by, most of the time."""
