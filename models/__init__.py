@@ -24,9 +24,13 @@ from models.long_call import LongCall
 from models.queue_entry import QueueEntry, QueueState
 from models.timer import Timer, TimerKind
 from models.verdict import CriterionKind, Verdict, VerdictOutcome
+from models.webhook import Webhook
+from models.webhook_delivery import WebhookDelivery, WebhookDeliveryState
 from models.worker import Worker
+from models.workspace import DEFAULT_WORKSPACE, Workspace
 
 __all__ = [
+    "DEFAULT_WORKSPACE",
     "ActorKind",
     "Agent",
     "AgentAvailability",
@@ -56,7 +60,11 @@ __all__ = [
     "TimerKind",
     "Verdict",
     "VerdictOutcome",
+    "Webhook",
+    "WebhookDelivery",
+    "WebhookDeliveryState",
     "Worker",
+    "Workspace",
     "jsontext",
     "statements",
 ]

@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import strawberry
 
-from resolvers import agents, jobs, logs, nodes
+from resolvers import agents, jobs, keys, logs, nodes, webhooks
 from resolvers.context import Info
 from schema.connections import Connection, connection
 from schema.enums import JobLogType
-from schema.permissions import VIEWERS
+from schema.permissions import ADMINS, MEMBERS, VIEWERS
 from schema.scalars import EventCursor
 from schema.types.actor import Viewer
 from schema.types.agent import Agent
+from schema.types.api_key import ApiKey
 from schema.types.job import Job
 from schema.types.job_log import JobLog
 from schema.types.node import Node
 from schema.types.registry import node_of
+from schema.types.webhook import Webhook
 from services.filters import AgentFilter, JobFilter
 from services.paging import Window, encode_position
 from services.reading import JobOrder
@@ -79,6 +81,38 @@ class Query:
     ) -> Connection[Agent]:
         window = Window(first, after, last, before)
         return connection(await agents.page(info, where, window), Agent.of)
+
+    @strawberry.field(extensions=[MEMBERS], description="Of the caller, or anybody's for admins.")
+    async def webhook(self, info: Info, id: strawberry.ID) -> Webhook | None:
+        row = await webhooks.by_id(info, id)
+        return Webhook.of(row) if row else None
+
+    @strawberry.field(
+        extensions=[MEMBERS], description="The caller's, and everybody's for admins; newest first."
+    )
+    async def webhooks(
+        self,
+        info: Info,
+        first: int | None = None,
+        after: str | None = None,
+        last: int | None = None,
+        before: str | None = None,
+    ) -> Connection[Webhook]:
+        window = Window(first, after, last, before)
+        return connection(await webhooks.page(info, window), Webhook.of)
+
+    @strawberry.field(
+        extensions=[ADMINS], description="The keys of the caller's workspace, newest first."
+    )
+    async def api_keys(
+        self,
+        info: Info,
+        first: int | None = None,
+        after: str | None = None,
+        last: int | None = None,
+        before: str | None = None,
+    ) -> Connection[ApiKey]:
+        return connection(await keys.page(info, Window(first, after, last, before)), ApiKey.of)
 
     @strawberry.field(extensions=[VIEWERS], description="Who the caller is.")
     async def viewer(self, info: Info) -> Viewer:

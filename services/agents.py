@@ -15,9 +15,17 @@ from tortoise.exceptions import IntegrityError
 from models import Agent, AgentAvailability, jsontext, statements
 from models.base import uuid7
 from services import agent_http, json_schemas, timers
+from services.actors import Viewer
 from services.agent_http import Accepted, AgentCallFailed, AgentRequest
 from services.agent_http.usage import micros
-from services.errors import AgentUnavailable, InvalidInput, NotFound, Problem, SchemaMismatch
+from services.errors import (
+    AgentUnavailable,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    Problem,
+    SchemaMismatch,
+)
 from services.judges.languages import NotEvaluated
 from services.retries import LADDER, RetryPolicyDraft
 from services.runtime import Runtime
@@ -170,28 +178,30 @@ LATER = (
 )
 
 
-async def save(rt: Runtime, command: SaveAgent) -> Saved:
-    """Raises `InvalidInput` or `NotFound`; other processes follow within a second."""
+async def save(rt: Runtime, viewer: Viewer, command: SaveAgent) -> Saved:
+    """Raises `InvalidInput`, `NotFound` or `Forbidden`; other processes follow within a second."""
     try:
-        return await _save(rt, command)
+        return await _save(rt, viewer, command)
     except IntegrityError:
-        if not await Agent.exists(name=command.name):
+        if not await Agent.exists(workspace_id=viewer.workspace_id, name=command.name):
             raise
         message = f"an agent “{command.name}” exists already"
         raise InvalidInput.at("input", "name", message=message) from None
 
 
 @atomic
-async def _save(rt: Runtime, command: SaveAgent) -> Saved:
+async def _save(rt: Runtime, viewer: Viewer, command: SaveAgent) -> Saved:
     columns = _columns(rt, command)
     if command.id is None:
+        if viewer.is_scoped:
+            raise Forbidden("Your key is limited to some agents or owners: it cannot make agents.")
         secret = command.secret or agent_http.new_secret()
         columns.setdefault("description", "")
         columns.setdefault("signing_secret_sealed", rt.vault.seal(secret))
-        made = Agent(**columns)
+        made = Agent(workspace_id=viewer.workspace_id, **columns)
         current().insert(made)
         return Saved(made, None if command.secret else secret)
-    agent = await get(command.id)
+    agent = await changeable(viewer, command.id)
     if command.expected_version not in (None, agent.version):
         raise InvalidInput.at(
             "input",
@@ -255,16 +265,36 @@ def _check_reachable(rt: Runtime, url: str) -> None:
 
 
 @atomic
-async def set_availability(rt: Runtime, agent_id: UUID, availability: AgentAvailability) -> Agent:
-    agent = await get(agent_id)
+async def set_availability(
+    rt: Runtime, viewer: Viewer, agent_id: UUID, availability: AgentAvailability
+) -> Agent:
+    """Raises `NotFound` or `Forbidden`."""
+    agent = await changeable(viewer, agent_id)
     _change(agent, {"availability": availability})
     return agent
 
 
-async def get(agent_id: UUID) -> Agent:
+async def get(viewer: Viewer, agent_id: UUID) -> Agent:
+    """Raises `NotFound` for a missing agent, and for one of another workspace."""
     agent = await statements.fetch(Agent, id=agent_id)
-    if agent is None:
+    if agent is None or not viewer.sees_agent(agent):
         raise NotFound(public_id("agent", agent_id))
+    return agent
+
+
+async def usable(viewer: Viewer, agent_id: UUID) -> Agent:
+    """The same; raises `Forbidden` for one that the viewer's key is not for."""
+    agent = await get(viewer, agent_id)
+    if not viewer.may_use(agent_id):
+        raise Forbidden(f"Your key is not for the agent “{agent.name}”.")
+    return agent
+
+
+async def changeable(viewer: Viewer, agent_id: UUID) -> Agent:
+    """The same; `Forbidden` too where others' jobs are not the viewer's business."""
+    agent = await usable(viewer, agent_id)
+    if viewer.owners is not None:  # who moves an agent elsewhere reads all that it is sent
+        raise Forbidden("Your key is limited to some owners' jobs: it cannot change agents.")
     return agent
 
 
@@ -274,28 +304,45 @@ async def get_many(agent_ids: Sequence[UUID]) -> list[Agent | None]:
     return [found.get(agent_id) for agent_id in agent_ids]
 
 
-async def active(agent_id: UUID) -> Agent:
-    """Raises `NotFound`, or `AgentUnavailable` for one that takes no work."""
-    agent = await get(agent_id)
+async def seen_by(viewer: Viewer, agent_ids: Sequence[UUID]) -> list[Agent | None]:
+    """The same of what the viewer may see."""
+    found = await get_many(agent_ids)
+    return [agent if agent and viewer.sees_agent(agent) else None for agent in found]
+
+
+async def active(viewer: Viewer, agent_id: UUID) -> Agent:
+    """One to give work to.
+
+    Raises `NotFound`, `Forbidden`, or `AgentUnavailable` for one that takes no work.
+    """
+    agent = await usable(viewer, agent_id)
     if agent.availability is not AgentAvailability.ACTIVE:
         raise AgentUnavailable(agent)
     return agent
 
 
-async def check_fallbacks(policy: RetryPolicyDraft | None, own: UUID | None) -> None:
+async def check_fallbacks(
+    viewer: Viewer, policy: RetryPolicyDraft | None, own: UUID | None
+) -> None:
     """Raises `InvalidInput` unless those who shall take a job over are others that there are."""
     wanted = (policy and policy.fallback_agent_ids) or []
-    found = await get_many(wanted) if wanted else []
+    found = await seen_by(viewer, wanted) if wanted else []
     problems = [
-        Problem(
-            ("input", "retryPolicy", "fallbackAgentIds", str(index)),
-            "there is no such agent" if agent is None else "is the job's own agent",
-        )
+        Problem(("input", "retryPolicy", "fallbackAgentIds", str(index)), why)
         for index, agent in enumerate(found)
-        if agent is None or agent.id == own
+        if (why := _unfit(viewer, agent, own))
     ]
     if problems:
         raise InvalidInput(problems)
+
+
+def _unfit(viewer: Viewer, agent: Agent | None, own: UUID | None) -> str | None:
+    """Why an agent cannot take over from `own`."""
+    if agent is None:
+        return "there is no such agent"
+    if agent.id == own:
+        return "is the job's own agent"
+    return None if viewer.may_use(agent.id) else "is an agent that your key is not for"
 
 
 async def check_input(rt: Runtime, agent: Agent, input: object) -> None:
@@ -341,9 +388,9 @@ def request_for(
     )
 
 
-async def test(rt: Runtime, agent_id: UUID, input: object) -> Trial:
-    """Call an agent outside of any job; raises `NotFound` or `SchemaMismatch`."""
-    agent = await get(agent_id)
+async def test(rt: Runtime, viewer: Viewer, agent_id: UUID, input: object) -> Trial:
+    """Call an agent outside of any job; raises `NotFound`, `Forbidden` or `SchemaMismatch`."""
+    agent = await usable(viewer, agent_id)
     await check_input(rt, agent, input)
     body = jsontext.dumps(input)
     key = public_id("test", uuid7())

@@ -31,15 +31,13 @@ def token(vault: Vault, attempt_id: UUID) -> str:
     return urlsafe_b64encode(key + vault.proof(PATH.encode() + key)).decode()
 
 
-def attempt_id_of(text: str) -> UUID | None:
-    """The attempt that a token is about, true or not; None for what cannot be one."""
+def attempt_id_of(vault: Vault, text: str) -> UUID | None:
+    """The attempt that a token is for; None for one that is not ours."""
     if len(text) != TOKEN_LENGTH or not text.isascii():
         return None
     try:
-        return UUID(bytes=urlsafe_b64decode(text)[:KEY_BYTES])
+        attempt_id = UUID(bytes=urlsafe_b64decode(text)[:KEY_BYTES])
     except (binascii.Error, ValueError):
         return None
-
-
-def is_genuine(vault: Vault, text: str, attempt_id: UUID) -> bool:
-    return hmac.compare_digest(token(vault, attempt_id).encode(), text.encode())
+    genuine = hmac.compare_digest(token(vault, attempt_id).encode(), text.encode())
+    return attempt_id if genuine else None

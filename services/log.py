@@ -43,6 +43,7 @@ def entry(
         "payload_truncated": truncated,
         "attempt_id": attempt_id,
         "agent_id": agent_id or job.agent_id,
+        "workspace_id": job.workspace_id,
         "actor_kind": by.kind,
         "actor_id": by.id,
         "actor_name": by.name,

@@ -201,11 +201,12 @@ TAKE_SUSPECT = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = 
         LEFT JOIN "agent_gates" g ON g."agent_id" = a."id"
         WHERE q."state" = 'SUSPECT' AND a."availability" = 'ACTIVE'
             AND (g."open_until" IS NULL OR g."open_until" <= $2)
-            AND CASE WHEN g."open_until" IS NULL THEN a."max_concurrency" - (
+            AND a."max_concurrency" > (
                 SELECT count(*) FROM "queue_entries" r
-                WHERE r."state" = 'AWAITING' AND r."agent_id" = q."agent_id") ELSE 1 END > (
-                SELECT count(*) FROM "queue_entries" r
-                WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id")
+                WHERE r."state" IN ('RUNNING', 'AWAITING') AND r."agent_id" = q."agent_id")
+            AND (g."open_until" IS NULL OR NOT EXISTS (
+                SELECT 1 FROM "queue_entries" r
+                WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id"))
             AND (a."rate_per_minute" IS NULL OR COALESCE(g."rate_at", 0) <= $3)
         ORDER BY q."rank" LIMIT 1)
     RETURNING "job_id", "number", "failures", "agent_id" """
@@ -358,7 +359,8 @@ async def mine(worker_id: UUID) -> list[Taken]:
 
 
 LOST = """"jobs" t0 LEFT JOIN "queue_entries" q ON q."job_id" = t0."id"
-    WHERE t0."status" = 'IN_EXECUTION' AND t0."phase" <> 'AWAITING_REVIEW' AND q."job_id" IS NULL"""
+    WHERE t0."workspace_id" IN (SELECT "id" FROM "workspaces") AND t0."status" = 'IN_EXECUTION'
+        AND t0."phase" <> 'AWAITING_REVIEW' AND q."job_id" IS NULL"""
 
 
 async def reconcile() -> int:

@@ -2,66 +2,79 @@
 
 from __future__ import annotations
 
-import asyncio
-from http import HTTPStatus
-
-import structlog
 from aiohttp import web
 
+from models import Attempt
 from services import callback_urls, callbacks
 from services.agent_http import usage
 from services.callbacks import Callback
-from services.errors import ErrorCode, InvalidInput, NotFound, VersionConflict
+from services.errors import (
+    ErrorCode,
+    IllegalTransition,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    VersionConflict,
+)
+from services.rates import Rates
 from services.runtime import Runtime
-from signoff.transport import failure
-
-logger = structlog.get_logger(__name__)
+from signoff.asked import body_of
+from signoff.guarding import network
+from signoff.media import in_utf8, parameters
+from signoff.refusals import JSON, Refused, throttled
 
 PATH = callback_urls.PATH + "{token}"
-ANSWER = "application/json"
 PROBLEM = "application/problem+json"
-BODY_SECONDS = 60
-NO_STORE = {"Cache-Control": "no-store"}
 
 
-async def receive(rt: Runtime, request: web.Request) -> web.Response:
-    """204 for an answer that was taken, now or before; 404 where none is expected."""
-    try:
-        attempt = await callbacks.find(rt, request.match_info["token"])
-        callback = Callback(
-            await _body(rt, request), request.content_type == PROBLEM, usage.read(request.headers)
-        )
-        await callbacks.receive(rt, attempt, callback)
-    except NotFound:
-        return _refused(HTTPStatus.NOT_FOUND, "No answer is expected here.", ErrorCode.NOT_FOUND)
-    except InvalidInput as error:
-        told = error.problems[0].message
-        return _refused(HTTPStatus.BAD_REQUEST, told, ErrorCode.VALIDATION)
-    except VersionConflict:
-        told = "The attempt moves on too fast; try again."
-        return _refused(HTTPStatus.SERVICE_UNAVAILABLE, told, ErrorCode.UNAVAILABLE)
-    return web.Response(status=HTTPStatus.NO_CONTENT, headers=NO_STORE)
+class Callbacks:
+    """What answers at `PATH`.
+
+    `failures` slows down addresses that guess; it is the one of those that guess keys.
+    """
+
+    def __init__(self, rt: Runtime, failures: Rates) -> None:
+        self._rt = rt
+        self._failures = failures
+
+    async def __call__(self, request: web.Request) -> web.Response:
+        """204 for an answer that was taken, now or before. Raises `Refused`."""
+        try:
+            attempt = await self._attempt(request)
+            await callbacks.receive(self._rt, attempt, await self._callback(request))
+        except RateLimited as error:
+            return throttled(error)
+        except NotFound as error:
+            raise Refused(404, "No answer is expected here.", error.code) from None
+        except InvalidInput as error:
+            raise Refused(400, error.problems[0].message) from None
+        except (IllegalTransition, VersionConflict):
+            told = "The attempt moves on too fast; try again."
+            raise Refused(503, told, ErrorCode.UNAVAILABLE) from None
+        return web.Response(status=204)
+
+    async def _attempt(self, request: web.Request) -> Attempt:
+        """Whose URL it is; nothing more is done for whoever has none."""
+        try:
+            return await callbacks.find(self._rt, request.match_info["token"])
+        except NotFound:
+            self._failures.charge(network(request.remote or ""))
+            raise
+
+    async def _callback(self, request: web.Request) -> Callback:
+        is_problem = _is_problem(request.headers.get("Content-Type", ""))
+        body = await body_of(request, self._rt.agents.max_response_bytes)
+        return Callback(body, is_problem, usage.read(request.headers))
 
 
-def _refused(status: HTTPStatus, message: str, code: str) -> web.Response:
-    response = failure(status, message, code)
-    response.headers.update(NO_STORE)
-    return response
+def _is_problem(content_type: str) -> bool:
+    name, given = parameters(content_type)
+    if name not in (JSON, PROBLEM) or not in_utf8(given):
+        raise Refused(415, f"POST {JSON} or {PROBLEM}, in utf-8.")
+    return name == PROBLEM
 
 
-async def _body(rt: Runtime, request: web.Request) -> bytes:
-    """Raises an `HTTPException` for one of another type, of too many bytes, or too slow."""
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    if request.content_type not in (ANSWER, PROBLEM) or encoding != "identity":
-        raise web.HTTPUnsupportedMediaType
-    cap = rt.agents.max_response_bytes
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.content.iter_any():
-                body += chunk
-                if len(body) > cap:
-                    raise web.HTTPRequestEntityTooLarge(cap, len(body))
-    except TimeoutError:
-        raise web.HTTPRequestTimeout from None
-    return bytes(body)
+def masked(path: str) -> str:
+    """A request's path without the secret that it may end with, wherever a proxy has put it."""
+    before, found, _ = path.partition(callback_urls.PATH)
+    return before + PATH if found else path

@@ -88,7 +88,6 @@ async def posted(client: Client, path: str, value: Any = OK, headers: dict[str, 
         assert (response.status == 204) == (told == b"")
         if response.status == 404:
             assert orjson.loads(told) == NOBODY
-        assert response.headers["cache-control"] == "no-store"
         return response.status
 
 
@@ -115,7 +114,7 @@ async def test_each_attempt_has_one_url_for_all_its_tries(client: Client, rt: Ru
     token = first.rpartition("/")[2]
     assert len(token) == callback_urls.TOKEN_LENGTH == 64
     (attempt,) = await Attempt.filter(job_id=(await Job.all().order_by("id"))[0].id)
-    assert callback_urls.attempt_id_of(token) == attempt.id
+    assert callback_urls.attempt_id_of(rt.vault, token) == attempt.id
     assert token not in repr(await snapshot(await Job.get(id=attempt.job_id)))
     assert await posted(client, first) == 404
 

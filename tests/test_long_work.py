@@ -263,9 +263,10 @@ async def test_answers_that_end_the_waiting(
 async def test_agent_that_moved_is_asked_where_it_is_now(rt: Runtime) -> None:
     async with fake_agent(later("/work/7", "retry-after: 1")) as old, fake_agent(says_ok) as new:
         job = await awaited(rt, old.url)
-        agent = await agents.get(job.agent_id or job.id)
+        agent = await agents.get(ADMIN, job.agent_id or job.id)
         await agents.save(
             rt,
+            ADMIN,
             agents.SaveAgent.model_validate(
                 {"id": agent.id, "name": agent.name, "endpoint_url": new.url}
             ),
@@ -387,7 +388,7 @@ async def test_paused_agents_and_open_circuits_hold_up_no_answer(rt: Runtime) ->
         job = await make_job(rt, agent)
         await execute(rt, job, wait_seconds=0)
         await in_phase(job, JobPhase.AWAITING_AGENT)
-        await agents.set_availability(rt, agent.id, agents.AgentAvailability.PAUSED)
+        await agents.set_availability(rt, ADMIN, agent.id, agents.AgentAvailability.PAUSED)
         far = datetime.now(UTC) + timedelta(hours=1)
         await AgentGate.filter(agent_id=agent.id).update(open_until=far, failures=5)
         assert (await ended(job)).status is JobStatus.COMPLETED
@@ -494,6 +495,6 @@ async def test_attempts_that_are_answered_at_once_have_no_long_call(client: Clie
 
 async def test_a_test_call_says_that_the_answer_comes_later(rt: Runtime) -> None:
     async with fake_agent(later()) as fake:
-        trial = await agents.test(rt, (await make_agent(rt, fake.url)).id, 1)
+        trial = await agents.test(rt, ADMIN, (await make_agent(rt, fake.url)).id, 1)
     assert (trial.ok, trial.problem) == (False, agents.LATER)
     assert methods(fake.received) == ["POST"]

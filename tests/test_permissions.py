@@ -46,7 +46,15 @@ TABLE: dict[str, set[Role]] = {
     "agent": EVERYBODY,
     "agents": EVERYBODY,
     "viewer": EVERYBODY,
+    "apiKeys": ADMINS,
     "jobStatusChanged": EVERYBODY,
+    "webhook": WRITERS,
+    "webhooks": WRITERS,
+    "saveWebhook": WRITERS,
+    "rotateWebhookSecret": WRITERS,
+    "deleteWebhook": WRITERS,
+    "testWebhook": WRITERS,
+    "redeliverWebhook": WRITERS,
     "createJob": WRITERS,
     "updateJob": WRITERS,
     "assignJob": WRITERS,
@@ -65,6 +73,8 @@ TABLE: dict[str, set[Role]] = {
     "setAgentAvailability": ADMINS,
     "resetAgentCircuit": ADMINS,
     "testAgent": ADMINS,
+    "createApiKey": ADMINS,
+    "revokeApiKey": ADMINS,
 }
 QUERIES = {
     "node": "query($id: ID!) { node(id: $id) { id } }",
@@ -74,7 +84,11 @@ QUERIES = {
     "agent": "query($agentId: ID!) { agent(id: $agentId) { id } }",
     "agents": "{ agents { nodes { id } } }",
     "viewer": "{ viewer { role } }",
+    "webhook": "query($id: ID!) { webhook(id: $id) { id } }",
+    "webhooks": "{ webhooks { nodes { id } } }",
+    "apiKeys": "{ apiKeys { nodes { id } } }",
 }
+NO_WEBHOOK = "webhook_" + "0" * 32
 
 
 def definition(kind: str) -> StrawberryObjectDefinition:
@@ -119,6 +133,13 @@ def inputs(job_id: str, agent_id: str, attempt_id: str) -> dict[str, Json]:
         "setAgentAvailability": {"id": agent_id, "availability": "ACTIVE"},
         "resetAgentCircuit": {"id": agent_id},
         "testAgent": {"id": agent_id, "input": 1},
+        "saveWebhook": {"input": {"url": "http://127.0.0.1:9/", "types": ["NOTE"]}},
+        "rotateWebhookSecret": {"id": NO_WEBHOOK, "overlapSeconds": 0},
+        "deleteWebhook": {"id": NO_WEBHOOK},
+        "testWebhook": {"id": NO_WEBHOOK},
+        "redeliverWebhook": {"deliveryId": "delivery_" + "0" * 32},
+        "createApiKey": {"input": {"name": "Eve", "role": "VIEWER"}},
+        "revokeApiKey": {"id": "key_" + "0" * 32},
     }
 
 

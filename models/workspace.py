@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from tortoise import fields
+from tortoise.models import Model
+
+from models.base import InstantField, now
+
+DEFAULT_WORKSPACE = 1
+"""Made by a migration: what was there before workspaces, and the local admin, are in it."""
+
+
+class Workspace(Model):
+    """Whose jobs, agents and keys belong together, and nobody else sees; never deleted."""
+
+    id = fields.IntField(primary_key=True)
+    name = fields.CharField(max_length=200, unique=True)
+    created_at = InstantField(default=now)
+
+    class Meta(Model.Meta):
+        table = "workspaces"
+        table_description = "Who sees each other's work"
