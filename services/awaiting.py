@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import Any
 from uuid import UUID
 
 from models import JobLogType, JobPhase, LongCall, QueueEntry, QueueState, statements
@@ -86,17 +84,10 @@ async def _begin(rt: Runtime, this: Run, path: str | None, accepted: Accepted) -
     circuits.answered(rt, this)
     how = "asking it how far it is" if path else "for its callback"
     message = f"Accepted; waiting until {ends_at.isoformat(timespec='seconds')}, {how}."
-    attempts.tell(this, JobLogType.AGENT_PROGRESS, message, _told(path, ends_at))
+    told = {"httpStatus": HTTPStatus.ACCEPTED.value, "endsAt": ends_at}
+    attempts.tell(this, JobLogType.AGENT_PROGRESS, message, told)
     pause = math.inf if path is None else _pause(rt, 0, accepted.retry_after)
     current().hand_on(this.job, _earliest(now, pause, await budgets.seconds_left(this), ends_at))
-
-
-def _told(path: str | None, ends_at: datetime) -> Mapping[str, Any]:
-    return {
-        "httpStatus": HTTPStatus.ACCEPTED.value,
-        "location": path and path_alone(path),
-        "endsAt": ends_at,
-    }
 
 
 def path_alone(path: str) -> str:
@@ -221,6 +212,6 @@ async def _give_back(
     changes = {"polls": call.polls + 1, "trouble": why}
     current().update(LongCall, {"attempt_id": this.attempt.id}, changes)
     if trouble is not None and not call.trouble:
-        message = f"{trouble} It is asked again until {call.ends_at}."
+        message = f"{trouble} It is asked again."
         told = {"error": trouble.fault, "httpStatus": trouble.http_status}
         attempts.tell(this, JobLogType.AGENT_PROGRESS, message, told)

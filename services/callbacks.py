@@ -122,12 +122,19 @@ async def _refuse(rt: Runtime, this: Run, answer: AgentReply | AgentCallFailed) 
 
 
 NOTE = """INSERT INTO "long_calls" ("attempt_id", "polls", "{column}") VALUES ($1, 0, $2)
-    ON CONFLICT ("attempt_id") DO UPDATE SET "{column}" = excluded."{column}" """
+    ON CONFLICT ("attempt_id") DO UPDATE SET "{column}" = excluded."{column}"
+    WHERE "long_calls"."{column}" IS NULL"""
 
 
 def _note(this: Run, column: Literal["answered_at", "refused_at"]) -> None:
+    """Once; whoever comes at the same moment looks again."""
+
+    async def noted() -> None:
+        raise VersionConflict(this.job.version, this.job)
+
     values = [str(this.attempt.id), datetime.now(UTC)]
-    current().writes.append(Statement(NOTE.format(column=column), values, "long_calls"))
+    statement = Statement(NOTE.format(column=column), values, "long_calls", guarded=True)
+    current().require(statement, noted)
 
 
 def _read(rt: Runtime, this: Run, callback: Callback) -> AgentReply | AgentCallFailed:

@@ -22,6 +22,7 @@ from models import (
     JobPhase,
     JobStatus,
     QueueEntry,
+    Role,
     StatusReason,
     jsontext,
 )
@@ -30,9 +31,13 @@ from services import callback_urls, decisions
 from services.decisions import CancelJob
 from services.errors import IllegalTransition
 from services.runtime import Runtime
+from services.secrets import Vault
+from signoff import callbacks
 from signoff.app import RUNTIME, create_app
+from signoff.asked import PATIENCE
 from tests.fakes.agents import FakeAgent, Received, fake_agent
 from tests.support import consistency
+from tests.support.graphql import make_key
 from tests.support.making import (
     ADMIN,
     IS_POLITE,
@@ -459,3 +464,116 @@ async def test_callback_after_the_answer_came_otherwise_is_late(
     (attempt,) = await attempts_of(job)
     assert attempt.response_json == '{"answer":"ok"}'
     assert (await Job.get(id=job.id)).version == reviewed.version
+
+
+async def test_late_callbacks_at_the_same_moment_are_logged_once(
+    client: Client, rt: Runtime
+) -> None:
+    async with fake_agent(later(None)) as fake:
+        job, path = await awaiting(rt, fake)
+        await decisions.cancel(rt, ADMIN, CancelJob(id=job.id))
+        assert await asyncio.gather(*(posted(client, path) for _ in range(8))) == [404] * 8
+    assert len(await payloads(job, JobLogType.AGENT_RESPONSE)) == 1
+
+
+async def test_callback_after_the_deadline_is_late(client: Client, rt: Runtime) -> None:
+    async with fake_agent(later(None)) as fake:
+        job, path = await awaiting(rt, fake, max_wait_seconds=1)
+        given_up = await ended(job)
+        assert given_up.status_reason is StatusReason.AGENT_TIMEOUT
+        assert await posted(client, path) == 404
+    assert (await Job.get(id=job.id)).version == given_up.version
+
+
+async def test_url_of_an_attempt_says_nothing_of_the_next_one(client: Client, rt: Runtime) -> None:
+    async with fake_agent(later(None)) as fake:
+        policy = {"max_attempts": 2, "initial_seconds": 0}
+        job, path = await awaiting(rt, fake, idempotent=True, retry_policy=policy)
+        assert await posted(client, path, {"status": 503}, PROBLEM) == 204
+        await holds(lambda: len(fake.received) == 2)
+        second = await in_phase(job, JobPhase.AWAITING_AGENT)
+        assert await posted(client, path, OK) == 204  # it was answered before, by a failure
+        assert (await Job.get(id=job.id)).version == second.version
+        assert await posted(client, path_in(fake.received[1]), {"answer": "no"}) == 204
+        assert (await ended(job)).status_reason is StatusReason.VERDICT_FAILED
+
+
+async def test_url_of_an_attempt_that_timed_out_is_not_taken_for_the_next_one(
+    client: Client, rt: Runtime
+) -> None:
+    async with fake_agent(later(None)) as fake:
+        policy = {"max_attempts": 2, "initial_seconds": 0}
+        job, path = await awaiting(
+            rt, fake, idempotent=True, retry_policy=policy, max_wait_seconds=1
+        )
+        await holds(lambda: len(fake.received) == 2)
+        assert await posted(client, path) == 404
+        assert (await ended(job)).status_reason is StatusReason.AGENT_TIMEOUT
+    assert [attempt.response_json for attempt in await attempts_of(job)] == [None, None]
+
+
+# Who sends it
+
+
+@pytest.fixture
+async def strict(database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient) -> Client:
+    """A server on which an address may fail three times, and a body has little time."""
+    given: dict[str, Any] = {"public_url": PUBLIC, "auth_failures_per_minute": 3}
+    app = create_app(settings_for(database_url, tmp_path, **given))
+    app[PATIENCE] = 0.2
+    return await aiohttp_client(app)
+
+
+async def test_an_address_that_guesses_is_told_to_wait_and_genuine_urls_are_good(
+    strict: Client, database_url: str
+) -> None:
+    rt = strict.app[RUNTIME]
+    async with fake_agent(later(None)) as fake:
+        job, path = await awaiting(rt, fake)
+        wrong = f"/callbacks/{callback_urls.token(Vault(Vault.new_key()), uuid7())}"
+        assert [await posted(strict, wrong) for _ in range(4)] == [404, 404, 404, 429]
+        async with strict.post(wrong, data=b"{}", headers=JSON) as response:
+            told = await response.json()
+            assert told["errors"][0]["extensions"] == {"code": "RATE_LIMITED"}
+            assert 1 <= int(response.headers["retry-after"]) <= 20
+        # It is the same for keys.
+        await make_key(database_url, "ada", Role.ADMIN)
+        bad = {"authorization": "Bearer signoff_no"}
+        async with strict.post("/graphql", json={"query": "{ __typename }"}, headers=bad) as asked:
+            assert asked.status == 429
+        assert await posted(strict, path) == 204
+        assert (await ended(job)).status is JobStatus.COMPLETED
+
+
+async def test_a_forged_url_gets_its_answer_before_its_body_is_there(strict: Client) -> None:
+    wrong = f"/callbacks/{callback_urls.token(Vault(Vault.new_key()), uuid7())}"
+    head = [f"POST {wrong} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    reader, writer = await asyncio.open_connection(strict.host, strict.port)
+    writer.write("\r\n".join([*head, "Content-Length: 900000", "", ""]).encode())
+    async with asyncio.timeout(5):
+        assert (await reader.readline()).split()[1] == b"404"
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(strict: Client) -> None:
+    rt = strict.app[RUNTIME]
+    async with fake_agent(later(None)) as fake:
+        job, path = await awaiting(rt, fake)
+        before = await snapshot(job)
+        head = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+        reader, writer = await asyncio.open_connection(strict.host, strict.port)
+        writer.write("\r\n".join([*head, "Content-Length: 9", "", '{"a']).encode())
+        async with asyncio.timeout(5):
+            assert (await reader.readline()).split()[1] == b"408"
+        writer.close()
+        await writer.wait_closed()
+        assert await snapshot(job) == before
+        assert await posted(strict, path) == 204
+        assert (await ended(job)).status is JobStatus.COMPLETED
+
+
+def test_a_secret_is_masked_wherever_a_proxy_has_put_it() -> None:
+    assert callbacks.masked("/graphql") == "/graphql"
+    assert callbacks.masked("/callbacks/secret") == "/callbacks/{token}"
+    assert callbacks.masked("/base/callbacks/secret/more") == "/base/callbacks/{token}"

@@ -130,7 +130,7 @@ async def test_agent_is_asked_where_it_said_until_it_answers(rt: Runtime) -> Non
     (attempt,) = await attempts_of(job)
     assert (attempt.state, attempt.http_status) == (AttemptState.SUCCEEDED, 200)
     (accepted,) = await payloads(job, JobLogType.AGENT_PROGRESS)
-    assert (accepted["httpStatus"], accepted["location"]) == (202, "/work/7")
+    assert accepted.keys() == {"httpStatus", "endsAt"}
     assert await log_types(job) == [
         *("STATUS_CHANGE", "STATUS_CHANGE", "AGENT_REQUEST", "AGENT_PROGRESS", "AGENT_RESPONSE"),
         *("VALIDATOR_REQUEST", "VALIDATOR_RESPONSE", "VERDICT", "STATUS_CHANGE"),
@@ -459,6 +459,7 @@ async def test_who_waits_for_the_outcome_gets_the_job_as_it_is_or_its_end(rt: Ru
 
 LONG_CALL = """query($id: ID!) { job(id: $id) { phase waitingFor
     agent { runningCount maxWaitSeconds }
+    logs { nodes { message payload } }
     currentAttempt { longCall { location polls trouble endsAt } } } }"""
 
 
@@ -478,6 +479,7 @@ async def test_where_an_agent_is_asked_is_told_to_admins_and_without_its_query(
     for role, found in seen.items():
         told = found["currentAttempt"].pop("longCall")
         assert datetime.fromisoformat(told.pop("endsAt")) == call.ends_at
+        assert "work/7" not in repr(found.pop("logs"))
         location = "/work/7" if role is Role.ADMIN else None
         assert told == {"location": location, "polls": 0, "trouble": None}
         assert found["agent"] == {"runningCount": 1, "maxWaitSeconds": 600}
