@@ -7,7 +7,8 @@ A server process as `signoff serve` runs it, an agent process on loopback that a
 once, deterministic criteria, requests over HTTP. Throughput: all jobs are created first, then
 executed with 50 requests at a time; the clock stops when the last one is COMPLETED. Latency:
 one execution at a time, from the sending of executeJob to the arrival at the agent.
-Then the same without HTTP and GraphQL: the services and their worker in this process.
+Then the same without HTTP and GraphQL: the services and their worker in this process, and the
+latency also from the moment when the execution is accepted, so that nothing can lose it.
 """
 
 from __future__ import annotations
@@ -165,9 +166,21 @@ async def latencies(session: aiohttp.ClientSession, ids: list[str]) -> list[floa
     for job_id in ids:
         sent.append(time.time())
         await ask(session, EXECUTE, input={"id": job_id, "waitSeconds": 10})
+    return since(sent, await arrivals(session, len(ids)))
+
+
+async def arrivals(session: aiohttp.ClientSession, newest: int) -> list[float]:
     async with session.get(f"http://127.0.0.1:{AGENT_PORT}/arrivals") as response:
-        arrivals: list[float] = await response.json()
-    return [(at - began) * 1000 for began, at in zip(sent, arrivals[-len(ids) :], strict=True)]
+        return (await response.json())[-newest:]
+
+
+def since(began: list[float], ended: list[float]) -> list[float]:
+    """Milliseconds, in order of their size."""
+    return sorted((end - begin) * 1000 for begin, end in zip(began, ended, strict=True))
+
+
+def show(what: str, times: list[float]) -> None:
+    print(f"{what:16} {statistics.median(times):8.1f} ms p50, {times[-3]:.1f} ms p99")
 
 
 async def measure(count: int) -> None:
@@ -190,8 +203,7 @@ async def measure(count: int) -> None:
         runs = [await throughput(session, ids[part::3]) for part in range(3)]
         each = ", ".join(f"{run:.0f}" for run in runs)
         print(f"executions       {max(runs):8.0f} /s   (runs {each})")
-        times = sorted(await latencies(session, await made(session, saved["id"], 200)))
-        print(f"accept to agent  {statistics.median(times):8.1f} ms p50, {times[-3]:.1f} ms p99")
+        show("sent to agent", await latencies(session, await made(session, saved["id"], 200)))
 
 
 async def measure_alone(database_url: str | None, count: int) -> None:
@@ -204,8 +216,9 @@ async def measure_alone(database_url: str | None, count: int) -> None:
             made = await made_alone(rt, count)
             cli.keep_what_is_loaded()
             runs = [await throughput_alone(rt, made[part::4]) for part in range(4)][1:]
-    each = ", ".join(f"{run:.0f}" for run in runs)
-    print(f"without HTTP     {max(runs):8.0f} /s   (runs {each})")
+            each = ", ".join(f"{run:.0f}" for run in runs)
+            print(f"without HTTP     {max(runs):8.0f} /s   (runs {each})")
+            await latencies_alone(rt, await made_alone(rt, 200))
 
 
 async def made_alone(rt: Runtime, count: int) -> list[Job]:
@@ -235,6 +248,21 @@ async def throughput_alone(rt: Runtime, made: list[Job]) -> float:
     while await Job.filter(status=JobStatus.IN_EXECUTION).exists():
         await asyncio.sleep(0.01)
     return len(made) / (time.perf_counter() - began)
+
+
+async def latencies_alone(rt: Runtime, made: list[Job]) -> None:
+    asked: list[float] = []
+    accepted: list[float] = []
+    for job in made:
+        asked.append(time.time())
+        await execution.execute(rt, LOCAL_ADMIN, ExecuteJob(id=job.id))
+        accepted.append(time.time())
+        while await Job.filter(status=JobStatus.IN_EXECUTION).exists():
+            await asyncio.sleep(0.01)
+    async with aiohttp.ClientSession() as session:
+        came = await arrivals(session, len(made))
+    show("asked to agent", since(asked, came))
+    show("accepted to agent", since(accepted, came))
 
 
 def main() -> None:

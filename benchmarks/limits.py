@@ -98,6 +98,10 @@ def documents() -> Iterator[Attack]:
     yield attack(
         "comparisons", "40 fragments with 10 fields each, side by side", spread(40, AGENTS, "Job")
     )
+    number = "{ jobs(first: " + "9" * 5_000 + ") { totalCount } }"
+    yield attack("digits", "a number of 5,000 digits", number)
+    spare = {f"x{n}": n for n in range(1_500)}
+    yield attack("variables", "1,500 that are not declared", "{ viewer { id } }", **spare)
     yield attack("fragments", "150 fragments side by side", spread(150))
     yield attack("none", "60 fragments side by side", spread(60))
 

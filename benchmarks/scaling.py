@@ -33,6 +33,8 @@ EXECUTE = """mutation ($input: ExecuteJobInput!) {
   executeJob(input: $input) { __typename ... on Job { id } ... on Error { message } } }"""
 AT_ONCE = 20
 IDLE_SECONDS = 20
+STARTING_SECONDS = 0.05
+"""Of a processor in a second: as long as it takes more, a server has not settled down."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,10 @@ async def idle(given: Mapping[str, str]) -> float:
     """The share of a core that a server with a worker takes while nothing happens."""
     with process(given, "serve", "--port", str(SERVER_PORT + 1)) as server:
         await asyncio.sleep(5)
-        began = processor_seconds([server])
+        began, before = processor_seconds([server]), 0.0
+        while began - before > STARTING_SECONDS:
+            await asyncio.sleep(1)
+            began, before = processor_seconds([server]), began
         await asyncio.sleep(IDLE_SECONDS)
         return (processor_seconds([server]) - began) / IDLE_SECONDS
 

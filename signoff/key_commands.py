@@ -105,7 +105,7 @@ def _create_key(given: argparse.Namespace) -> None:
         )
         return text
 
-    print(_with_database(make))
+    print(with_database(make))
     print("Keep it now: it is not shown again.", file=sys.stderr)
 
 
@@ -113,7 +113,7 @@ def _list_keys(given: argparse.Namespace) -> None:
     async def look() -> tuple[list[ApiKey], dict[int, str]]:
         return await keys.newest(), {each.id: each.name for each in await workspaces.oldest()}
 
-    made, names = _with_database(look)
+    made, names = with_database(look)
     if not made:
         print("No keys yet. Make one with: signoff keys create --role admin --name you")
     for key in made:
@@ -135,25 +135,27 @@ def _used(key: ApiKey) -> str:
 
 
 def _revoke_key(given: argparse.Namespace) -> None:
-    revoked = _with_database(lambda: keys.revoke(given.prefix))
+    revoked = with_database(lambda: keys.revoke(given.prefix))
     if not revoked:
         raise Refused(f"no active key begins with {given.prefix}; see: signoff keys list")
     print(f"Revoked the key of {revoked[0].name}.")
 
 
 def _create_workspace(given: argparse.Namespace) -> None:
-    made = _with_database(lambda: workspaces.create(given.name))
+    made = with_database(lambda: workspaces.create(given.name))
     print(f"Made the workspace “{made.name}”.")
     hint = f"signoff keys create --workspace '{made.name}' --role admin --name you"
     print(f"Make keys for it with: {hint}", file=sys.stderr)
 
 
 def _list_workspaces(given: argparse.Namespace) -> None:
-    for each in _with_database(workspaces.oldest):
+    for each in with_database(workspaces.oldest):
         print(f"{each.created_at:%Y-%m-%d}  {each.name}")
 
 
-def _with_database(do: Callable[[], Awaitable[T]]) -> T:
+def with_database(do: Callable[[], Awaitable[T]]) -> T:
+    """What `do` makes, with the database up to date and open."""
+
     async def work() -> T:
         url = Settings().database_url
         await database.migrate(url)

@@ -136,6 +136,7 @@ ORDERS = {
     "idempotency_keys": ["created_at"],
     "api_keys": ["key_hash"],
     "agent_gates": ["agent_id"],
+    "pruned_logs": ["until_seq"],
     "queue_entries": ["state", "agent_id", "rank"],
     "workers": ["id"],
     "timers": ["at", "id"],
