@@ -24,6 +24,7 @@ class Agent(Table):
     input_schema_json = fields.TextField(default="{}")
     output_schema_json = fields.TextField(default="{}")
     timeout_seconds = fields.IntField(default=60)
+    max_wait_seconds = fields.IntField(default=86_400)
     max_concurrency = fields.IntField(default=10)
     idempotent = fields.BooleanField(default=False)
     accepts_feedback = fields.BooleanField(default=False)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from tortoise import fields
-from tortoise.indexes import Index
+from tortoise.indexes import Index, PartialIndex
 from tortoise.models import Model
 
 from models.base import InstantField, now
@@ -12,13 +12,15 @@ from models.base import InstantField, now
 class QueueState(StrEnum):
     """Where an execution is with the workers.
 
-    SUSPECT waits too, but has lost several workers: it must not take others along.
+    SUSPECT waits too, but has lost several workers: it must not take others along. AWAITING is
+    with its agent, which answers later: at `ready_at` a worker looks how far it is.
     """
 
     WAITING = "WAITING"
     SLEEPING = "SLEEPING"
     RUNNING = "RUNNING"
     SUSPECT = "SUSPECT"
+    AWAITING = "AWAITING"
 
 
 class QueueEntry(Model):
@@ -26,7 +28,8 @@ class QueueEntry(Model):
 
     `rank` is its place among those waiting: microseconds since 1970, which its priority moves
     forward and its owner's other waiting jobs move back. `lost` counts the workers that ended
-    with it, `failures` the runs that failed unexpectedly.
+    with it, `failures` the runs that failed unexpectedly. A RUNNING one with a `ready_at` was
+    AWAITING before, and is again when its worker gives it back.
     """
 
     job_id = fields.UUIDField(primary_key=True)
@@ -52,4 +55,9 @@ class QueueEntry(Model):
                 name="ix_queue_entries_owner",
             ),
             Index(fields=("worker_id",), name="ix_queue_entries_worker"),
+            PartialIndex(
+                fields=("ready_at",),
+                name="ix_queue_entries_awaiting",
+                condition={"state": "AWAITING"},
+            ),
         )

@@ -10,7 +10,16 @@ from uuid import UUID
 import strawberry
 from strawberry.dataloader import DataLoader
 
-from models import Agent, Attempt, CriteriaSet, Job, JobDependency, JobLog, Verdict
+from models import (
+    Agent,
+    Attempt,
+    CriteriaSet,
+    Job,
+    JobDependency,
+    JobLog,
+    LongCall,
+    Verdict,
+)
 from services import agents, budgets, circuits, dependencies, jobs, listening, reading, waiting
 from services.actors import Viewer
 from services.circuits import Circuit
@@ -62,6 +71,10 @@ class Loaders:
     @cached_property
     def attempt_numbers(self) -> DataLoader[tuple[UUID, int], Attempt | None]:
         return _batching(reading.attempt_numbers)
+
+    @cached_property
+    def long_calls(self) -> DataLoader[UUID, LongCall | None]:
+        return _batching(reading.long_calls)
 
     @cached_property
     def verdicts(self) -> DataLoader[UUID, list[Verdict]]:

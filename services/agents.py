@@ -16,7 +16,7 @@ from models import Agent, AgentAvailability, jsontext, statements
 from models.base import uuid7
 from services import agent_http, json_schemas, timers
 from services.actors import Viewer
-from services.agent_http import AgentCallFailed, AgentRequest
+from services.agent_http import Accepted, AgentCallFailed, AgentRequest
 from services.agent_http.usage import micros
 from services.errors import (
     AgentUnavailable,
@@ -106,8 +106,19 @@ class SaveAgent(Command):
     timeout_seconds: int | None = Field(
         default=None, ge=1, le=3600, description="For one attempt, retries included. Default 60."
     )
+    max_wait_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_209_600,
+        description="For the answer of an attempt, from the moment at which the agent accepted it "
+        "with 202. Default a day.",
+    )
     max_concurrency: int | None = Field(
-        default=None, ge=1, le=1000, description="Requests under way at once. Default 10."
+        default=None,
+        ge=1,
+        le=1000,
+        description="Executions under way at once, those it accepted with 202 included. "
+        "Default 10.",
     )
     rate_per_minute: int | None = Field(
         default=None,
@@ -159,6 +170,12 @@ class Trial:
     output_valid: bool
     response: Any
     problem: str | None
+
+
+LATER = (
+    "The agent answered 202 Accepted: it answers later, and a test does not wait for that. "
+    "Execute a job to see its answer."
+)
 
 
 async def save(rt: Runtime, viewer: Viewer, command: SaveAgent) -> Saved:
@@ -215,6 +232,7 @@ def _columns(rt: Runtime, command: SaveAgent) -> dict[str, Any]:
     _check_reachable(rt, command.endpoint_url)
     columns: dict[str, Any] = command.model_dump(
         include={"name", "description", "endpoint_url", "timeout_seconds", "max_concurrency"}
+        | {"max_wait_seconds"}
         | {"idempotent", "accepts_feedback"},
         exclude_none=True,
     )
@@ -354,6 +372,7 @@ def request_for(
     attempt_number: int,
     idempotency_key: str,
     feedback: Sequence[str] = (),
+    callback_url: str | None = None,
 ) -> AgentRequest:
     sealed = agent.auth_header_sealed
     return AgentRequest(
@@ -365,6 +384,7 @@ def request_for(
         signing_secret=rt.vault.open(agent.signing_secret_sealed),
         auth_header=rt.vault.open(sealed) if sealed else None,
         feedback=tuple(feedback),
+        callback_url=callback_url,
     )
 
 
@@ -378,9 +398,9 @@ async def test(rt: Runtime, viewer: Viewer, agent_id: UUID, input: object) -> Tr
     try:
         reply = await rt.agents.call(request, deadline=agent.timeout_seconds)
     except AgentCallFailed as failure:
-        return Trial(
-            ok=False, latency_ms=None, output_valid=False, response=None, problem=str(failure)
-        )
+        return _failed(str(failure))
+    if isinstance(reply, Accepted):
+        return _failed(LATER)
     mismatch = await json_schemas.check_within(rt.sandbox, agent.output_schema_json, reply.value)
     return Trial(
         ok=mismatch is None,
@@ -389,3 +409,7 @@ async def test(rt: Runtime, viewer: Viewer, agent_id: UUID, input: object) -> Tr
         response=reply.value,
         problem=f"{mismatch.message} (at {mismatch.pointer or 'the top'})" if mismatch else None,
     )
+
+
+def _failed(why: str) -> Trial:
+    return Trial(ok=False, latency_ms=None, output_valid=False, response=None, problem=why)

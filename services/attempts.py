@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from models import (
@@ -59,6 +60,12 @@ async def advance(
     await lifecycle.move(
         rt, this.job, Event.ADVANCE, SYSTEM, phase=phase, attempt=attempt, **changes
     )
+
+
+def milliseconds(this: Run) -> int:
+    """Since the attempt's first request, by the clock of the machine that it was sent from."""
+    began = this.attempt.started_at or datetime.now(UTC)
+    return max(0, round((datetime.now(UTC) - began).total_seconds() * 1000))
 
 
 def tell(this: Run, type: JobLogType, message: str, payload: Any) -> None:

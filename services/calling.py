@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from itertools import count
 from typing import Any
 
 import orjson
 
 from models import Agent, AttemptState, JobLogType, JobPhase, StatusReason, jsontext
-from services import agents, attempts, budgets, circuits, responses, telemetry, tracing
-from services.agent_http import AgentCallFailed, AgentFault, AgentReply, AgentRequest
+from services import (
+    agents,
+    attempts,
+    budgets,
+    callback_urls,
+    circuits,
+    responses,
+    telemetry,
+    tracing,
+)
+from services.agent_http import (
+    Accepted,
+    AgentCallFailed,
+    AgentFault,
+    AgentReply,
+    AgentRequest,
+)
 from services.attempts import Run
 from services.errors import BudgetExceeded
 from services.openings import Failure
@@ -27,23 +43,15 @@ TICK = 0.01
 """A clock may ring this much early."""
 
 
-async def ask(rt: Runtime, this: Run) -> AgentReply | None:
-    """The agent's reply, not on record yet; None if the job was settled without one."""
+async def ask(rt: Runtime, this: Run) -> AgentReply | Accepted | None:
+    """What the agent answered, not on record yet; None if the job was settled without that."""
     if not this.agent.idempotent and (_was_cut_off(this) or _is_a_repetition(this)):
         await _refuse(rt, this)
         return None
     clock = asyncio.get_running_loop().time
     left = await budgets.seconds_left(this)
     deadline = clock() + min(this.agent.timeout_seconds, left)
-    request = agents.request_for(
-        rt,
-        this.agent,
-        body=this.body,
-        job_id=public_id("job", this.job.id),
-        attempt_number=this.attempt.number,
-        idempotency_key=this.key,
-        feedback=jsontext.loads(this.attempt.feedback_json),
-    )
+    request = request_of(rt, this)
     # An earlier process or attempt may have got through to an agent that may be asked twice; to
     # any other it did not, or this were not done.
     executed = _is_a_repetition(this) or (
@@ -52,7 +60,7 @@ async def ask(rt: Runtime, this: Run) -> AgentReply | None:
     for tries in count(1):
         try:
             await _record_request(rt, this, tries, in_time=left > 0)
-            reply = await _call(rt, this, request, deadline - clock())
+            answer = await measured(rt, this, rt.agents.call(request, deadline=deadline - clock()))
         except BudgetExceeded as over:
             await budgets.end(rt, this, over, executed=executed)
             return None
@@ -66,27 +74,44 @@ async def ask(rt: Runtime, this: Run) -> AgentReply | None:
                 continue
             ours = left < this.agent.timeout_seconds and clock() >= deadline - TICK
             over = budgets.over_time(this) if ours else None
-            await _settle_failure(rt, this, failure, executed=executed, over=over)
+            await settle_failure(rt, this, failure, executed=executed, over=over)
             return None
-        return reply
+        return answer
     raise AssertionError
 
 
-async def _call(rt: Runtime, this: Run, request: AgentRequest, seconds: float) -> AgentReply:
-    """One try, measured and traced."""
+def request_of(rt: Runtime, this: Run) -> AgentRequest:
+    """What the agent is sent for the attempt."""
+    return agents.request_for(
+        rt,
+        this.agent,
+        body=this.body,
+        job_id=public_id("job", this.job.id),
+        attempt_number=this.attempt.number,
+        idempotency_key=this.key,
+        feedback=jsontext.loads(this.attempt.feedback_json),
+        callback_url=callback_urls.url_for(rt, this.attempt.id),
+    )
+
+
+async def measured(
+    rt: Runtime, this: Run, under_way: Awaitable[AgentReply | Accepted]
+) -> AgentReply | Accepted:
+    """One request to the agent, measured and traced."""
     about = {"signoff.agent.id": public_id("agent", this.agent.id)}
     with (
         tracing.span(rt.tracer, "agent call", Kind.CLIENT, about) as told,
         telemetry.timed(rt.telemetry.agent_calls) as call,
     ):
         try:
-            reply = await rt.agents.call(request, deadline=seconds)
+            answer = await under_way
         except AgentCallFailed as failure:
             call.outcome = told[ERROR] = failure.fault.value
             raise
         call.outcome = telemetry.OK
-        told["http.response.status_code"] = reply.status
-        return reply
+        status = None if isinstance(answer, Accepted) else answer.status
+        told["http.response.status_code"] = status or HTTPStatus.ACCEPTED
+        return answer
 
 
 def _was_cut_off(this: Run) -> bool:
@@ -188,13 +213,13 @@ REASONS: Mapping[AgentFault, StatusReason] = {
 
 
 @atomic
-async def _settle_failure(
+async def settle_failure(
     rt: Runtime,
     this: Run,
     failure: AgentCallFailed,
     *,
     executed: bool,
-    over: BudgetExceeded | None,
+    over: BudgetExceeded | None = None,
 ) -> None:
     """An agent that was never reached leaves the job ASSIGNED; else it must be looked at.
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -91,6 +92,7 @@ class Engine:
         self._polled_at = self._compared_at = -math.inf
         self._to_compare = False
         self._expected = False
+        self._to_resume = False
         self._stopping = False
         self._turn = asyncio.Lock()
         self._seen_at = self._patient_until = -math.inf
@@ -232,6 +234,8 @@ class Engine:
             await self._look_at_clock(now)
         if polling or self._to_compare:
             await self._compare_in_time(now, clock, polling=polling)
+        if self._to_resume and not self._stopping:
+            await self._resume(now)
         slots = self._max_tasks - len(self._running)
         if slots > 0 and not self._stopping and await self._something_waits():
             found = await queue.take(self._id, slots, suspects=polling and not self._suspects)
@@ -248,8 +252,18 @@ class Engine:
 
     async def _look_at_clock(self, now: datetime) -> None:
         assert self._work is not None  # noqa: S101
-        self._alarm = None
+        self._alarm, self._to_resume = None, True
         self._set_alarm(await self._work.due(now), await queue.wake(now))
+
+    async def _resume(self, now: datetime) -> None:
+        """Look at what is awaited and due; first of all, since others may fill every place."""
+        slots = self._max_tasks - len(self._running)
+        if slots > 0:
+            found = await queue.resume(self._id, slots, now)
+            self._to_resume = len(found.taken) == slots
+            self._set_alarm(None if self._to_resume else found.again_at)
+            for each in found.taken:
+                self._begin(each)
 
     async def _compare_in_time(self, now: datetime, clock: float, *, polling: bool) -> None:
         """Compare now, or soon, if it was done just now: other processes tell of a lot."""
@@ -289,23 +303,30 @@ class Engine:
                 self._begin(rows[key])
 
     def _begin(self, it: Taken) -> None:
-        task = asyncio.create_task(self._do(it))
+        """Run it; a run of it that is there still had it taken away, and ends first."""
+        before = self._running.get(it.key)
+        if it.key not in self._settled:
+            self.abort([it.key])
+        task = asyncio.create_task(self._do(it, before))
         self._running[it.key] = task
         if it.suspect:
             self._suspects.add(it.key)
-        task.add_done_callback(lambda _: self._ended(it.key))
+        task.add_done_callback(partial(self._ended, it.key))
 
-    def _ended(self, key: Key) -> None:
-        self._running.pop(key, None)
+    def _ended(self, key: Key, task: asyncio.Task[None]) -> None:
+        if self._running.get(key) is task:
+            self._running.pop(key)
         self._suspects.discard(key)
         self._aborted.discard(key)
         self._settled.discard(key)
         self._news.set()
 
-    async def _do(self, it: Taken) -> None:
+    async def _do(self, it: Taken, before: asyncio.Task[None] | None) -> None:
         assert self._work is not None  # noqa: S101
         _own.set(it.key)
         try:
+            if before is not None:
+                await asyncio.wait([before])
             await self._work.run(*it.key, self._id)
         except asyncio.CancelledError:
             await self._cancelled(it)

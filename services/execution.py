@@ -30,6 +30,7 @@ from models import (
 )
 from services import (
     attempts,
+    awaiting,
     budgets,
     calling,
     dependencies,
@@ -45,6 +46,7 @@ from services import (
     tracing,
 )
 from services.actors import Actor, Viewer
+from services.agent_http import Accepted, AgentReply
 from services.attempts import OVERTAKEN, Run
 from services.errors import InvalidInput, NotFound
 from services.idempotency import Keyed
@@ -209,13 +211,16 @@ OF_WORKER = """ AND EXISTS (SELECT 1 FROM "queue_entries" q
 
 
 async def _under_way(job_id: UUID, number: int, worker_id: UUID | None = None) -> Run | None:
-    this = await _attempt(job_id, number, worker_id)
+    this = await run_of(job_id, number, worker_id)
     under_way = this is not None and this.job.attempt_count == number and is_running(this.job)
     return this if under_way else None
 
 
-async def _attempt(job_id: UUID, number: int, worker_id: UUID | None = None) -> Run | None:
-    """With `worker_id` only while it is that worker's, which the version read with it fences."""
+async def run_of(job_id: UUID, number: int, worker_id: UUID | None = None) -> Run | None:
+    """An attempt and what it is about, under way or not.
+
+    With `worker_id` only while it is that worker's, which the version read with it fences.
+    """
     tables = (Job, Attempt, Agent, CriteriaSet, AgentGate)
     source, whose = (ATTEMPT, ()) if worker_id is None else (ATTEMPT + OF_WORKER, (str(worker_id),))
     found = await statements.fetch_joined(tables, source, str(job_id), number, *whose)
@@ -242,18 +247,28 @@ async def run(rt: Runtime, job_id: UUID, number: int, worker_id: UUID | None = N
         try:
             if this.attempt.responded_at is not None:
                 await judging.judge(rt, this)
-            elif (reply := await calling.ask(rt, this)) is not None:
-                await judging.receive(rt, this, reply)
+            elif isinstance(answer := await _answer(rt, this, worker_id), Accepted):
+                await awaiting.begin(rt, this, answer)
+            elif answer is not None:
+                await judging.receive(rt, this, answer)
         except OVERTAKEN:
             logger.info("attempt overtaken")
             rt.telemetry.ended(telemetry.OVERTAKEN)
         else:
-            rt.telemetry.ended(this.outcome or this.job.status_reason)
+            if this.job.phase is not JobPhase.AWAITING_AGENT:
+                rt.telemetry.ended(this.outcome or this.job.status_reason)
+
+
+async def _answer(rt: Runtime, this: Run, worker_id: UUID | None) -> AgentReply | Accepted | None:
+    if this.job.phase is not JobPhase.AWAITING_AGENT:
+        return await calling.ask(rt, this)
+    assert worker_id is not None  # noqa: S101 - workers alone go on with what is awaited
+    return await awaiting.look(rt, this, worker_id)
 
 
 async def aborted(rt: Runtime, job_id: UUID, number: int) -> None:
     """Note what the run was cut off from: the attempt has ended, or is another worker's."""
-    this = await _attempt(job_id, number)
+    this = await run_of(job_id, number)
     if this and this.attempt.finished_at is not None:
         rt.telemetry.ended(telemetry.OVERTAKEN)
     if this:
@@ -288,7 +303,7 @@ async def _free(rt: Runtime, this: Run, orphan: Orphan) -> None:
         {
             "worker_id": None,
             "lost": lost,
-            "state": QueueState.SUSPECT if lost >= queue.SUSPICIOUS else QueueState.WAITING,
+            "state": _state_of_freed(this, lost),
         },
         gone,
     )
@@ -297,6 +312,12 @@ async def _free(rt: Runtime, this: Run, orphan: Orphan) -> None:
     message = f"Its worker was lost; another one goes on ({lost} of {rt.options.max_losses})."
     attempts.tell(this, JobLogType.NOTE, message, {"lost": lost})
     current().wake()
+
+
+def _state_of_freed(this: Run, lost: int) -> QueueState:
+    if this.job.phase is JobPhase.AWAITING_AGENT:
+        return QueueState.AWAITING
+    return QueueState.SUSPECT if lost >= queue.SUSPICIOUS else QueueState.WAITING
 
 
 async def give_up(rt: Runtime, job_id: UUID, number: int) -> None:

@@ -26,7 +26,7 @@ CALLS: Mapping[JobLogType, tuple[JobLogType, str]] = {
 @atomic
 async def note(rt: Runtime, this: Run) -> None:
     """Tell of the call that was open; where none was, there is nothing to tell."""
-    steps = [*CALLS, *(answer for answer, _ in CALLS.values())]
+    steps = [*CALLS, *(answer for answer, _ in CALLS.values()), JobLogType.AGENT_PROGRESS]
     logged = JobLog.filter(attempt_id=this.attempt.id, type__in=steps)
     last = await logged.order_by("-seq").first()
     if last is None or last.type not in CALLS:

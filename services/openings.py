@@ -136,6 +136,7 @@ def _snapshot(agent: Agent) -> dict[str, Any]:
         "name": agent.name,
         "version": agent.version,
         "timeoutSeconds": agent.timeout_seconds,
+        "maxWaitSeconds": agent.max_wait_seconds,
         "maxConcurrency": agent.max_concurrency,
         "idempotent": agent.idempotent,
         "inputSchema": orjson.Fragment(agent.input_schema_json),

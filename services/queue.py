@@ -8,6 +8,10 @@ overtakes any of these moves.
 
 Workers take turns in taking. Who takes sees what every agent has under way anywhere, which is
 what makes limits of agents hold across all workers.
+
+An execution whose agent answers later is AWAITING: no worker's, but the agent still has it, so
+it counts for the agent's `max_concurrency`. Looking how far it is asks for no place, no rate and
+no closed circuit, since the agent has accepted it already.
 """
 
 from __future__ import annotations
@@ -147,13 +151,13 @@ class _Lane:
 
 
 def _lane(row: Row, now: datetime) -> _Lane:
-    agent_id, limit, per_minute, open_until, rate_at, first, running = row
-    lane = _Lane(str(agent_id), first, max(0, limit - running))
+    agent_id, limit, per_minute, open_until, rate_at, first, running, awaiting = row
+    lane = _Lane(str(agent_id), first, max(0, limit - running - awaiting))
     opens_at = instant(open_until)
     if opens_at is not None and opens_at > now:
         lane.room, lane.opens_at = 0, opens_at
-    elif opens_at is not None:  # half open: one goes first
-        lane.room = 0 if running else 1
+    elif opens_at is not None:  # half open: one goes first, whatever it has accepted before
+        lane.room = 0 if running else min(1, lane.room)
     if per_minute is not None and lane.room:
         lane.rate = Rate.of(now, rate_at or 0, per_minute)
         lane.room = min(lane.room, lane.rate.room)
@@ -178,7 +182,9 @@ LANES = """WITH RECURSIVE "lane" ("agent_id") AS (
         (SELECT min(q."rank") FROM "queue_entries" q
          WHERE q."state" = 'WAITING' AND q."agent_id" = a."id"),
         (SELECT count(*) FROM "queue_entries" q
-         WHERE q."state" = 'RUNNING' AND q."agent_id" = a."id")
+         WHERE q."state" = 'RUNNING' AND q."agent_id" = a."id"),
+        (SELECT count(*) FROM "queue_entries" q
+         WHERE q."state" = 'AWAITING' AND q."agent_id" = a."id")
     FROM "lane" JOIN "agents" a ON a."id" = "lane"."agent_id"
     LEFT JOIN "agent_gates" g ON g."agent_id" = a."id"
     WHERE a."availability" = 'ACTIVE'"""
@@ -195,9 +201,12 @@ TAKE_SUSPECT = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = 
         LEFT JOIN "agent_gates" g ON g."agent_id" = a."id"
         WHERE q."state" = 'SUSPECT' AND a."availability" = 'ACTIVE'
             AND (g."open_until" IS NULL OR g."open_until" <= $2)
-            AND CASE WHEN g."open_until" IS NULL THEN a."max_concurrency" ELSE 1 END > (
+            AND a."max_concurrency" > (
                 SELECT count(*) FROM "queue_entries" r
-                WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id")
+                WHERE r."state" IN ('RUNNING', 'AWAITING') AND r."agent_id" = q."agent_id")
+            AND (g."open_until" IS NULL OR NOT EXISTS (
+                SELECT 1 FROM "queue_entries" r
+                WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id"))
             AND (a."rate_per_minute" IS NULL OR COALESCE(g."rate_at", 0) <= $3)
         ORDER BY q."rank" LIMIT 1)
     RETURNING "job_id", "number", "failures", "agent_id" """
@@ -285,20 +294,44 @@ NEXT = """SELECT min("ready_at") FROM "queue_entries" WHERE "state" = 'SLEEPING'
 
 async def wake(now: datetime) -> datetime | None:
     """Let those wait that slept until now; returns when the next one is to be woken."""
-    at = await _next()
+    at = await _next(NEXT)
     if at is None or at > now:
         return at
     await statements.database().fetch(WAKE, now, SUSPICIOUS, micros(now), SHARE)
-    return await _next()
+    return await _next(NEXT)
 
 
-async def _next() -> datetime | None:
-    (row,) = await statements.database().fetch(NEXT)
+async def _next(sql: str) -> datetime | None:
+    (row,) = await statements.database().fetch(sql)
     return instant(row[0])
 
 
-RELEASE = """UPDATE "queue_entries" SET "worker_id" = NULL, "ready_at" = $4, "failures" = $5,
-    "state" = CASE WHEN CAST($6 AS BOOLEAN) THEN 'SLEEPING'
+# The places of those that are due, whichever agents they belong to.
+RESUME = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
+    FROM (SELECT "job_id" AS "id" FROM "queue_entries"
+          WHERE "state" = 'AWAITING' AND "ready_at" <= $2 ORDER BY "ready_at" LIMIT $3{lock}) "due"
+    WHERE "queue_entries"."job_id" = "due"."id" AND "queue_entries"."state" || '' = 'AWAITING'
+    RETURNING "job_id", "number", "failures" """
+NEXT_AWAITED = """SELECT min("ready_at") FROM "queue_entries" WHERE "state" = 'AWAITING'"""
+
+
+async def resume(worker_id: UUID, slots: int, now: datetime) -> Round:
+    """Make this worker's own, at most `slots`, what is to be looked at until now.
+
+    `again_at` is when the next one is; with as many as `slots` there may be more right now.
+    """
+    at = await _next(NEXT_AWAITED)
+    if at is None or at > now:
+        return Round(again_at=at)
+    sql = RESUME.format(lock="" if statements.is_sqlite() else " FOR UPDATE SKIP LOCKED")
+    rows = await statements.database().fetch(sql, str(worker_id), now, slots)
+    return Round([taken(row) for row in rows], await _next(NEXT_AWAITED))
+
+
+RELEASE = """UPDATE "queue_entries" SET "worker_id" = NULL, "failures" = $5,
+    "ready_at" = COALESCE($4, "ready_at"),
+    "state" = CASE WHEN "ready_at" IS NOT NULL THEN 'AWAITING'
+                   WHEN CAST($6 AS BOOLEAN) THEN 'SLEEPING'
                    WHEN "lost" >= $7 THEN 'SUSPECT' ELSE 'WAITING' END
     WHERE "job_id" = $1 AND "number" = $2 AND "worker_id" = $3 RETURNING 1"""
 FORGET = 'DELETE FROM "queue_entries" WHERE "job_id" = $1 AND "number" = $2 RETURNING 1'

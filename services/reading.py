@@ -19,6 +19,7 @@ from models import (
     JobLog,
     JobLogType,
     JobPriority,
+    LongCall,
     PrunedLog,
     Verdict,
 )
@@ -145,6 +146,11 @@ async def attempt_numbers(keys: Sequence[tuple[UUID, int]]) -> list[Attempt | No
 async def attempts(ids: Sequence[UUID]) -> list[Attempt | None]:
     found = {row.id: row async for row in Attempt.filter(id__in=ids)}
     return [found.get(id) for id in ids]
+
+
+async def long_calls(attempt_ids: Sequence[UUID]) -> list[LongCall | None]:
+    found = {row.attempt_id: row async for row in LongCall.filter(attempt_id__in=attempt_ids)}
+    return [found.get(id) for id in attempt_ids]
 
 
 async def verdicts_of_attempts(ids: Sequence[UUID]) -> list[list[Verdict]]:

@@ -45,7 +45,8 @@ def take(rt: Runtime, this: Run, reply: AgentReply, *, judged: bool = False) -> 
     taken = budgets.settle(this, budgets.held(this.attempt), reply.usage)
     vars(this.attempt).update(columns)
     circuits.answered(rt, this)
-    message = f"Answered with {reply.status} after {reply.latency_ms} ms."
+    how = "by its callback URL" if reply.status is None else f"with {reply.status}"
+    message = f"Answered {how} after {reply.latency_ms} ms."
     told = {"judgedAtOnce": True} if judged else {}
     attempts.tell(this, JobLogType.AGENT_RESPONSE, message, told | _told(reply))
     return Entry({}, columns) | taken
@@ -60,7 +61,9 @@ async def log_late(rt: Runtime, this: Run, reply: AgentReply) -> None:
 
 
 def _told(reply: AgentReply) -> dict[str, Any]:
-    told = {"httpStatus": reply.status, "latencyMs": reply.latency_ms} | usage(reply.usage)
+    told: dict[str, Any] = {"httpStatus": reply.status, "latencyMs": reply.latency_ms} | usage(
+        reply.usage
+    )
     return told | {"body": orjson.Fragment(reply.body)}
 
 

@@ -32,6 +32,7 @@ class Options:
     max_losses: int = 5
     circuit_failures: int = 5
     circuit_seconds: float = 30.0
+    public_url: str | None = None
     judge_input_usd: float | None = None
     judge_output_usd: float | None = None
 

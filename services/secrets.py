@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+
 from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives import hashes, hmac
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 
 class SecretUnreadable(Exception):
@@ -14,6 +18,8 @@ class Vault:
 
     def __init__(self, key: str) -> None:
         self._fernet = Fernet(key)
+        derived = HKDF(hashes.SHA256(), length=32, salt=None, info=b"signoff proofs")
+        self._proofs = hmac.HMAC(derived.derive(base64.urlsafe_b64decode(key)), hashes.SHA256())
 
     @staticmethod
     def new_key() -> str:
@@ -30,3 +36,9 @@ class Vault:
                 "a stored secret cannot be read with this SIGNOFF_SECRET_KEY; "
                 "start with the key it was saved with, or save the agent's secrets again"
             ) from None
+
+    def proof(self, text: bytes) -> bytes:
+        """32 bytes that only who has the key can know; the same each time."""
+        mac = self._proofs.copy()
+        mac.update(text)
+        return mac.finalize()

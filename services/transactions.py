@@ -24,7 +24,7 @@ import structlog
 from tortoise.exceptions import IntegrityError
 from tortoise.models import Model
 
-from models import Job, JobLog, QueueEntry, statements
+from models import Job, JobLog, QueueEntry, QueueState, statements
 from models.statements import GuardMissed, Statement, Unavailable
 from services import engine, queue
 from services.engine import Key
@@ -70,6 +70,17 @@ class Transaction:
     def dequeue(self, job: Job) -> None:
         """There is nothing to run any more; a run of the current attempt ends."""
         self.delete(QueueEntry, {"job_id": job.id})
+        self.settles(job)
+
+    def hand_on(self, job: Job, ready_at: datetime) -> None:
+        """Some worker goes on with the job's current attempt at `ready_at`; a run of it ends."""
+        changes = {"state": QueueState.AWAITING, "worker_id": None, "ready_at": ready_at}
+        self.update(QueueEntry, {"job_id": job.id, "number": job.attempt_count}, changes)
+        self.settles(job)
+        self.wake(ready_at)
+
+    def settles(self, job: Job) -> None:
+        """A run of the current attempt ends, unless it is the one that writes this."""
         self._ended.append((job.id, job.attempt_count))
 
     def wake(self, at: datetime | None = None) -> None:

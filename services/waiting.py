@@ -15,12 +15,14 @@ from services.queue import Rate
 ENTRIES = """SELECT q."job_id", q."state", q."ready_at", a."availability", a."max_concurrency",
         a."rate_per_minute", g."open_until", g."reason", g."rate_at",
         (SELECT count(*) FROM "queue_entries" r
-         WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id")
+         WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id"),
+        (SELECT count(*) FROM "queue_entries" r
+         WHERE r."state" = 'AWAITING' AND r."agent_id" = q."agent_id")
     FROM "queue_entries" q JOIN "agents" a ON a."id" = q."agent_id"
     LEFT JOIN "agent_gates" g ON g."agent_id" = a."id"
-    WHERE q."state" <> 'RUNNING' AND q."job_id" IN ({ids})"""
+    WHERE q."state" NOT IN ('RUNNING', 'AWAITING') AND q."job_id" IN ({ids})"""
 RUNNING = """SELECT "agent_id", count(*) FROM "queue_entries"
-    WHERE "state" = 'RUNNING' AND "agent_id" IN ({ids}) GROUP BY "agent_id" """
+    WHERE "state" IN ('RUNNING', 'AWAITING') AND "agent_id" IN ({ids}) GROUP BY "agent_id" """
 
 
 async def reasons(job_ids: Sequence[UUID]) -> list[str | None]:
@@ -32,7 +34,7 @@ async def reasons(job_ids: Sequence[UUID]) -> list[str | None]:
 
 
 async def running_counts(agent_ids: Sequence[UUID]) -> list[int]:
-    """How many executions of each agent are under way, anywhere."""
+    """How many executions each agent has under way, anywhere, those awaited included."""
     found = {
         str(agent_id): running
         for agent_id, running in await statements.fetch_of(RUNNING, agent_ids)
@@ -41,14 +43,16 @@ async def running_counts(agent_ids: Sequence[UUID]) -> list[int]:
 
 
 def _reason(row: Row, now: datetime) -> str:
-    state, ready_at, availability, most, per_minute, open_until, why, rate_at, running = row
+    state, ready_at, availability, most, per_minute, open_until, why, rate_at, running, awaiting = (
+        row
+    )
     if state == QueueState.SLEEPING:
         return f"a pause until {_told(queue.instant(ready_at))}"
     if availability != AgentAvailability.ACTIVE:
         return f"agent is {availability}"
     return (
         _broken(queue.instant(open_until), why, running, now)
-        or (f"agent is at its maxConcurrency of {most}" if running >= most else None)
+        or (f"agent is at its maxConcurrency of {most}" if running + awaiting >= most else None)
         or (_too_fast(Rate.of(now, rate_at or 0, per_minute), per_minute) if per_minute else None)
         or "a free worker"
     )

@@ -32,7 +32,8 @@ def _clock() -> tuple[str, str]:
 
 
 HAND_BACK = """UPDATE "queue_entries" SET "worker_id" = NULL,
-    "state" = CASE WHEN "lost" >= $2 THEN 'SUSPECT' ELSE 'WAITING' END WHERE "worker_id" = $1"""
+    "state" = CASE WHEN "ready_at" IS NOT NULL THEN 'AWAITING'
+                   WHEN "lost" >= $2 THEN 'SUSPECT' ELSE 'WAITING' END WHERE "worker_id" = $1"""
 LEAVE = 'DELETE FROM "workers" WHERE "id" = $1'
 
 

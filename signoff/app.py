@@ -14,10 +14,11 @@ from models.statements import Unavailable
 from services import tracing
 from services.errors import DatabaseUnavailable, ErrorCode
 from services.runtime import Runtime
-from signoff import graphiql, health, sample
+from signoff import callbacks, graphiql, health, sample
 from signoff.asked import expected
 from signoff.auth import is_loopback
 from signoff.browsers import Pages, protect
+from signoff.callbacks import Callbacks
 from signoff.guarding import Guard, failures_of
 from signoff.health import Health
 from signoff.listening import begun
@@ -36,6 +37,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 RUNTIME: web.AppKey[Runtime] = web.AppKey("runtime", Runtime)
 VIEW: web.AppKey[View] = web.AppKey("view", View)
+CALLBACKS: web.AppKey[Callbacks] = web.AppKey("callbacks", Callbacks)
 PAGES: web.AppKey[Pages] = web.AppKey("pages", Pages)
 PATH = "/graphql"
 
@@ -62,7 +64,7 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
     `work` False leaves all executions to `signoff worker`.
     """
     known = Health.of(settings)
-    guard = Guard.of(settings)
+    guard, failures = Guard.of(settings), failures_of(settings)
 
     async def services(app: web.Application) -> AsyncIterator[None]:
         started = runtime(
@@ -73,7 +75,8 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
         )
         async with started as rt, known.gate.uses.written():
             app[RUNTIME] = rt
-            app[VIEW] = View(rt, known.gate, sessions, pages, guard, failures_of(settings))
+            app[VIEW] = View(rt, known.gate, sessions, pages, guard, failures)
+            app[CALLBACKS] = Callbacks(rt, failures)
             known.rt = rt
             sessions.start()
             yield
@@ -89,6 +92,7 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
     app.on_shutdown.append(stopping)
     app.on_response_prepare.append(_protected)
     app.router.add_route("*", PATH, _graphql, expect_handler=expected)
+    app.router.add_post(callbacks.PATH, _callback, expect_handler=expected)
     app.router.add_get("/", _home)
     app.router.add_post(sample.PATH, sample.endpoint(lambda: app[RUNTIME]))
     graphiql.add_routes(app)
@@ -112,13 +116,20 @@ async def _graphql(request: web.Request) -> web.StreamResponse:
     return await request.app[VIEW](request)
 
 
+async def _callback(request: web.Request) -> web.StreamResponse:
+    return await request.app[CALLBACKS](request)
+
+
 async def _home(request: web.Request) -> web.StreamResponse:
     raise web.HTTPFound("/graphiql")
 
 
 @web.middleware
 async def _traced(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request an id, and log how it went: never its query string, which has variables."""
+    """Give the request an id, and log how it went: never its query string, which has variables.
+
+    Nor the path of a callback, which ends with a secret.
+    """
     given = request.headers.get("X-Request-Id", "")
     request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
     structlog.contextvars.clear_contextvars()
@@ -131,7 +142,7 @@ async def _traced(request: web.Request, handler: Handler) -> web.StreamResponse:
     logger.debug(
         "request",
         method=request.method,
-        path=request.path,
+        path=callbacks.masked(request.path),
         status=response.status,
         ms=round((time.perf_counter() - began) * 1000, 1),
     )

@@ -175,17 +175,29 @@ def _check_type(content_type: str) -> None:
         raise Refused(415, "The body's charset must be utf-8.")
 
 
-async def body_of(request: web.Request) -> bytes:
-    """What the client sends; raises `Refused` if it is compressed, or does not come in time."""
+async def body_of(request: web.Request, most: int | None = None) -> bytes:
+    """What the client sends; raises `Refused` if it is compressed, or does not come in time.
+
+    `most` are the bytes to take, where these are not as many as of any other request.
+    """
     if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         raise Refused(415, "Compressed bodies are not taken.", hang_up=True)
     try:
         async with asyncio.timeout(request.app.get(PATIENCE, BODY_SECONDS)):
-            return await request.read()
+            return await (request.read() if most is None else _read(request, most))
     except TimeoutError:
         raise Refused(408, "The body took too long.", "HTTP_408", hang_up=True) from None
     except (web.RequestPayloadError, ConnectionError):
         raise Refused(400, "The body is cut off or broken.", hang_up=True) from None
+
+
+async def _read(request: web.Request, most: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > most:
+            raise web.HTTPRequestEntityTooLarge(most, len(body))
+    return bytes(body)
 
 
 PATIENCE: web.AppKey[float] = web.AppKey("patience", float)

@@ -259,7 +259,7 @@ async def _one(connection: Any, index: int, statement: Statement) -> Any:
     if statement.returning:
         return await connection.fetchval(statement.sql, *statement.values)
     done: str = await connection.execute(statement.sql, *statement.values)
-    if statement.guarded and done != "UPDATE 1":
+    if statement.guarded and done.rpartition(" ")[2] != "1":
         raise GuardMissed(index)
     return None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, cast
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     Field,
     SecretStr,
@@ -16,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from yarl import URL
 
 from signoff.auth import is_safe
 
@@ -23,6 +25,15 @@ ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 DEFAULT_DATABASE = "sqlite://signoff.db"
 ALGORITHM = "(RS|PS|ES)(256|384|512)"
 MEANING = "[^=,]+=(VIEWER|MEMBER|ADMIN)"
+
+
+def _base_url(text: str) -> str:
+    """Without a slash at its end."""
+    url = URL(text)
+    complete = url.scheme in {"http", "https"} and url.host
+    if not complete or url.user or url.password or url.query_string or url.fragment:
+        raise ValueError("must be http:// or https://, a host, and perhaps a path")
+    return str(url).rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -126,6 +137,11 @@ class Settings(BaseSettings):
         default=None,
         description="Call agents on private and loopback addresses. Default: on for `serve` with "
         "SQLite on a loopback address, else off.",
+    )
+    public_url: Annotated[str, AfterValidator(_base_url)] | None = Field(
+        default=None,
+        description="Where agents reach this server, such as `https://signoff.example.com`. With "
+        "it each request to an agent carries a one-time URL for its answer.",
     )
     allow_private_webhooks: bool | None = Field(
         default=None,

@@ -87,6 +87,7 @@ async def runtime(
                 max_losses=settings.max_losses,
                 circuit_failures=settings.circuit_failures,
                 circuit_seconds=settings.circuit_seconds,
+                public_url=settings.public_url,
                 judge_input_usd=settings.judge_input_usd_per_million,
                 judge_output_usd=settings.judge_output_usd_per_million,
             ),

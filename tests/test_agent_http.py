@@ -78,6 +78,12 @@ async def failure(
     return caught.value
 
 
+async def called(client: AgentClient, request: AgentRequest) -> AgentReply:
+    reply = await client.call(request, deadline=5)
+    assert isinstance(reply, AgentReply)
+    return reply
+
+
 async def ok(received: Received) -> None:
     await received.answer(b'{"ok":true}')
 
@@ -96,7 +102,7 @@ async def test_body_and_headers_are_sent_as_promised(client: AgentClient) -> Non
     async with fake_agent(ok) as agent:
         request = replace(request_to(agent.url), feedback=("Naïve → wrong", "b"))
         before = int(time.time())
-        reply = await client.call(request, deadline=5)
+        reply = await called(client, request)
 
     [received] = agent.received
     assert received.start_line == "POST /run HTTP/1.1"
@@ -124,7 +130,7 @@ async def test_body_and_headers_are_sent_as_promised(client: AgentClient) -> Non
 
 async def test_no_feedback_and_no_auth_send_no_such_header(client: AgentClient) -> None:
     async with fake_agent(ok) as agent:
-        await client.call(replace(request_to(agent.url), auth_header=None), deadline=5)
+        await called(client, replace(request_to(agent.url), auth_header=None))
     assert "signoff-feedback" not in agent.received[0].headers
     assert "authorization" not in agent.received[0].headers
 
@@ -140,7 +146,7 @@ async def test_two_mebibytes_go_through_a_real_server(client: AgentClient) -> No
     app = web.Application(client_max_size=3_000_000)
     app.router.add_post("/run", handle)
     async with TestServer(app) as server:
-        reply = await client.call(request_to(str(server.make_url("/run")), body), deadline=5)
+        reply = await called(client, request_to(str(server.make_url("/run")), body))
     assert reply.value == {"length": 2_000_002}
 
 
@@ -151,7 +157,7 @@ async def test_latency_covers_the_whole_body(client: AgentClient) -> None:
         await received.send(b"}")
 
     async with fake_agent(slowly) as agent:
-        reply = await client.call(request_to(agent.url), deadline=5)
+        reply = await called(client, request_to(agent.url))
     assert 95 <= reply.latency_ms < 2000
 
 
@@ -306,7 +312,7 @@ async def test_any_json_is_taken_whatever_its_content_type(
     client: AgentClient, body: bytes, value: object
 ) -> None:
     async with fake_agent(answering(body, "201 Created", "content-type: text/html")) as agent:
-        reply = await client.call(request_to(agent.url), deadline=5)
+        reply = await called(client, request_to(agent.url))
     assert (reply.status, reply.body) == (201, body)
     if not body.startswith(b"["):
         assert reply.value == value
@@ -384,7 +390,7 @@ async def test_the_cap_itself_is_allowed() -> None:
         fake_agent(answering(b'"12345678"')) as exact,
         fake_agent(answering(b'"123456789"')) as over,
     ):
-        assert (await client.call(request_to(exact.url), deadline=5)).value == "12345678"
+        assert (await called(client, request_to(exact.url))).value == "12345678"
         failed = await failure(client, request_to(over.url))
     assert failed.fault is AgentFault.TOO_LARGE
 
@@ -567,7 +573,7 @@ async def test_a_lost_connection_may_have_executed(
 async def test_a_connection_is_used_again(client: AgentClient) -> None:
     async with fake_agent(ok) as agent:
         for _ in range(5):
-            await client.call(request_to(agent.url), deadline=5)
+            await called(client, request_to(agent.url))
     assert (len(agent.received), agent.connections) == (5, 1)
 
 
@@ -578,7 +584,7 @@ async def test_a_server_that_closes_after_each_answer_fails_no_call(client: Agen
 
     async with fake_agent(once) as agent:
         for _ in range(50):
-            await client.call(request_to(agent.url), deadline=5)
+            await called(client, request_to(agent.url))
     assert agent.connections == 50
 
 
@@ -595,10 +601,10 @@ async def test_a_server_that_drops_reused_connections_fails_one_call_only(
         await received.answer(b"{}")
 
     async with fake_agent(dropping) as agent:
-        await client.call(request_to(agent.url), deadline=5)
+        await called(client, request_to(agent.url))
         failed = await failure(client, request_to(agent.url))
         for _ in range(5):
-            await client.call(request_to(agent.url), deadline=5)
+            await called(client, request_to(agent.url))
     assert (failed.fault, failed.may_have_executed) == (AgentFault.DISCONNECTED, True)
     assert (agent.connections, len(agent.received)) == (6, 7)
 
@@ -617,12 +623,12 @@ async def test_unasked_bytes_are_never_the_answer_of_the_next_call(
         sent.set()
 
     async with fake_agent(chatty) as agent, fake_agent(ok) as another:
-        first = await client.call(request_to(agent.url), deadline=5)
+        first = await called(client, request_to(agent.url))
         late.set()
         await sent.wait()
         if taken_in:  # a whole call to somebody else: the loop has read what had come
-            await client.call(request_to(another.url), deadline=5)
-        second = await client.call(request_to(agent.url), deadline=5)
+            await called(client, request_to(another.url))
+        second = await called(client, request_to(agent.url))
     assert (first.value, second.value) == ("answer 1", "answer 2")
     assert agent.connections == 2
 
@@ -630,7 +636,7 @@ async def test_unasked_bytes_are_never_the_answer_of_the_next_call(
 async def test_cookies_are_neither_kept_nor_sent(client: AgentClient) -> None:
     async with fake_agent(answering(b"{}", "200 OK", "set-cookie: a=b; Path=/")) as agent:
         for _ in range(2):
-            await client.call(request_to(agent.url), deadline=5)
+            await called(client, request_to(agent.url))
     assert ["cookie" in received.headers for received in agent.received] == [False, False]
 
 
@@ -640,7 +646,7 @@ async def test_proxies_of_the_environment_are_not_used(
     async with fake_agent(ok) as agent, fake_agent(ok) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)
-        await client.call(request_to(agent.url), deadline=5)
+        await called(client, request_to(agent.url))
     assert (agent.connections, proxy.connections) == (1, 0)
 
 
@@ -852,7 +858,7 @@ async def test_a_name_that_changes_to_an_inner_address_is_not_dialled() -> None:
         AgentClient(allow_private=True, resolver=resolver) as client,
         agent_everywhere() as agent,
     ):
-        await client.call(request_to(f"http://agent.test:{agent.port}/"), deadline=5)
+        await called(client, request_to(f"http://agent.test:{agent.port}/"))
         resolver.addresses = ("169.254.169.254",)
         failed = await failure(client, request_to(f"http://other.test:{agent.port}/"))
     assert agent.connections == 1
@@ -865,7 +871,7 @@ async def test_a_name_that_changes_to_an_inner_address_is_not_dialled() -> None:
 async def test_with_the_setting_this_machine_is_dialled(client: AgentClient) -> None:
     async with agent_everywhere() as agent:
         for host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0"):  # noqa: S104
-            reply = await client.call(request_to(f"http://{host}:{agent.port}/"), deadline=5)
+            reply = await called(client, request_to(f"http://{host}:{agent.port}/"))
             assert reply.value == {"ok": True}
 
 
@@ -1097,5 +1103,5 @@ async def test_the_longest_feedback_reaches_an_ordinary_server(client: AgentClie
     app.router.add_post("/run", handle)
     async with TestServer(app) as server:
         request = replace(request_to(str(server.make_url("/run"))), feedback=("x" * 10_000,))
-        reply = await client.call(request, deadline=5)
+        reply = await called(client, request)
     assert reply.value == 6133

@@ -368,6 +368,20 @@ async def test_a_suspicious_execution_waits_for_the_circuit_too(idle: Runtime) -
     assert (await taken(idle), await taken(idle)) == (1, 0)
 
 
+@pytest.mark.parametrize("state", ["WAITING", "SUSPECT"])
+async def test_a_probe_goes_beside_what_the_agent_accepted_before_if_there_is_room(
+    idle: Runtime, state: str
+) -> None:
+    agent = await make_agent(idle, max_concurrency=1)
+    accepted, probe = await queued(idle, agent, 2)
+    await QueueEntry.filter(job_id=accepted.id).update(state="AWAITING", ready_at=FAR)
+    await QueueEntry.filter(job_id=probe.id).update(state=state)
+    await half_open(agent)
+    assert await taken(idle) == 0
+    await Agent.filter(id=agent.id).update(max_concurrency=2)
+    assert (await taken(idle), await taken(idle)) == (1, 0)
+
+
 # By hand, and as clients see it
 
 

@@ -140,6 +140,7 @@ ORDERS = {
     "queue_entries": ["state", "agent_id", "rank"],
     "workers": ["id"],
     "timers": ["at", "id"],
+    "long_calls": ["attempt_id"],
     "job_dependencies": ["job_id", "depends_on_id"],
     "webhooks": ["workspace_id", "created_at", "id"],
     "webhook_deliveries": ["webhook_id", "state", "next_attempt_at", "seq"],

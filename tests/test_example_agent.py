@@ -10,17 +10,21 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import TestClient
 
 from services import agent_http
 from services.agent_http import sign
-from tests.support.graphql import mutate
-from tests.support.running import Client
+from signoff.app import create_app
+from tests.support.graphql import gql, mutate
+from tests.support.running import Client, settings_for
 
 FILE = Path(__file__).parent.parent / "docs" / "examples" / "agent.py"
 TEXT = "one two three four five six seven eight nine ten eleven"
+LONG = FILE.with_name("long_agent.py")
 FIVE_WORDS = {
     "key": "five",
     "text": "It has at most five words",
@@ -41,12 +45,12 @@ def url() -> str:
 
 
 @asynccontextmanager
-async def running(url: str, secret: str) -> AsyncGenerator[None]:
+async def running(url: str, secret: str, file: Path = FILE) -> AsyncGenerator[None]:
     """The agent, when it answers."""
     port = url.rpartition(":")[2].removesuffix("/run")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(FILE)),
-        env=os.environ | {"SIGNING_SECRET": secret, "PORT": port},
+        *(sys.executable, str(file)),
+        env=os.environ | {"SIGNING_SECRET": secret, "PORT": port, "SECONDS": "0.3"},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
     )
@@ -111,3 +115,43 @@ async def test_it_refuses_who_does_not_know_the_secret(url: str) -> None:
         assert await status(url, stranger, body) == 401
         old = sign(secret, id="attempt_1", timestamp=now - 400, body=body)
         assert await status(url, old, body) == 401
+
+
+TEN_WORDS = FIVE_WORDS | {"config": {"pattern": r"^\w+( \w+){9}$", "pointer": "/summary"}}
+ATTEMPT = """query($id: ID!) { job(id: $id) { currentAttempt {
+    httpStatus longCall { polls location } } } }"""
+
+
+async def test_the_one_for_long_work_answers_at_its_location(client: Client, url: str) -> None:
+    attempt = await long_work_of(client, url)
+    assert attempt["httpStatus"] == 200
+    assert attempt["longCall"]["location"].startswith("/work/attempt_")
+
+
+async def test_the_one_for_long_work_answers_by_its_callback(
+    database_url: str, tmp_path: Path, url: str, aiohttp_server: Any
+) -> None:
+    port = free_port()
+    settings = settings_for(database_url, tmp_path, public_url=f"http://127.0.0.1:{port}")
+    server = await aiohttp_server(create_app(settings), port=port)
+    async with TestClient(server) as client:
+        attempt = await long_work_of(client, url)
+    assert (attempt["httpStatus"], attempt["longCall"]["polls"]) == (None, 0)
+
+
+async def long_work_of(client: Client, url: str) -> dict[str, Any]:
+    """The attempt of a job that it did."""
+    saved = {"name": "Summariser", "endpointUrl": url, "idempotent": True}
+    agent = await mutate(client, "saveAgent", input=saved)
+    wanted = {
+        "name": "Summarise",
+        "input": {"text": TEXT},
+        "acceptanceCriteria": {"items": [TEN_WORDS]},
+        "assign": {"agentId": agent["id"]},
+    }
+    job = await mutate(client, "createJob", input=wanted)
+    async with running(url, agent["signingSecret"], LONG):
+        given = {"id": job["id"], "waitSeconds": 30}
+        done = await mutate(client, "executeJob", input=given)
+    assert done["status"] == "COMPLETED"
+    return (await gql(client, ATTEMPT, id=job["id"]))["job"]["currentAttempt"]

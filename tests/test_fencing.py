@@ -148,6 +148,50 @@ async def test_zombie_changes_nothing(few: Fleet) -> None:
     await consistency.check(few.url)
 
 
+async def test_peer_looks_where_a_killed_worker_looked(few: Fleet) -> None:
+    """The agent has accepted the work, and is never asked for it again."""
+    later = answers({}, "202 Accepted", "location: /work/7", "retry-after: 1")
+    first = await few.worker("first")
+    async with fake_agent(in_turn(later, stalls, says_ok)) as agent:
+        id = await execution_of(few.server, agent, idempotent=False)
+        await holds(lambda: len(agent.received) == 2)
+        await few.worker("peer")
+        await first.kill()
+        async with asyncio.timeout(SOON):
+            done = await settled(few.server, id)
+        assert (done["status"], done["result"]) == ("COMPLETED", {"answer": "ok"})
+        assert [each.start_line.split(" ")[0] for each in agent.received] == ["POST", "GET", "GET"]
+    await consistency.check(few.url)
+
+
+async def test_zombie_that_looked_changes_nothing(few: Fleet) -> None:
+    zombie = await few.worker("zombie")
+    go_on = asyncio.Event()
+    accepted = answers({}, "202 Accepted", "location: /work/7", "retry-after: 1")
+
+    async def answers_late(received: Received) -> None:
+        await go_on.wait()
+        await answers({"answer": "late"})(received)
+
+    async with fake_agent(in_turn(accepted, answers_late, says_ok)) as agent:
+        id = await execution_of(few.server, agent, idempotent=False)
+        await holds(lambda: len(agent.received) == 2)
+        zombie.freeze()
+        await few.worker("peer")
+        done = await settled(few.server, id)
+        assert (done["status"], done["result"]) == ("COMPLETED", {"answer": "ok"})
+        before = await rows_of(few, id)
+        go_on.set()
+        zombie.thaw()
+
+        async def told() -> bool:
+            return types(await read(few.server, id)).count("AGENT_RESPONSE") == 2
+
+        await until(told)
+        assert await rows_of(few, id) == before
+    await consistency.check(few.url)
+
+
 async def worker_of(few: Fleet, id: str) -> int:
     """The process that runs a job."""
     (rows,) = await consistency.read(

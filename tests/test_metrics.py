@@ -167,6 +167,7 @@ async def test_the_queue_is_read_from_its_rows(rt: Runtime) -> None:
             "sleeping": 0,
             "running": 1,
             "suspect": 0,
+            "awaiting": 0,
         }
         waited = samples["signoff_queue_oldest_waiting_seconds"]
         assert 0 < waited < 60

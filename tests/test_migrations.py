@@ -155,6 +155,7 @@ async def test_rows_of_the_first_version_get_the_defaults_of_new_columns(
     assert job.dependency_policy is DependencyPolicy.BLOCK
     assert (job.dependency_count, job.cost_micros, job.expires_at) == (0, 0, None)
     assert (agent.name, agent.idempotent, agent.rate_per_minute) == ("Ada", True, None)
+    assert agent.max_wait_seconds == 86_400
     assert (attempt.reserved_tokens, attempt.cost_micros, attempt.idempotency_key) == (0, 0, None)
     assert (verdict.cost_micros, verdict.input_tokens) == (0, 7)
 

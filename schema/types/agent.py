@@ -32,6 +32,7 @@ class Agent(Node):
     name: str
     description: str
     timeout_seconds: int
+    max_wait_seconds: int
     max_concurrency: int
     rate_per_minute: int | None
     max_call_tokens: int | None
@@ -72,7 +73,9 @@ class Agent(Node):
     async def circuit(self, info: Info) -> Circuit:
         return Circuit.of(await info.context.loaders.circuits.load(self.key))
 
-    @strawberry.field(description="Its executions under way, in all workers.")
+    @strawberry.field(
+        description="Its executions under way, in all workers, those it accepted with 202 included."
+    )
     async def running_count(self, info: Info) -> int:
         return await info.context.loaders.running_counts.load(self.key)
 
@@ -102,6 +105,7 @@ class Agent(Node):
             input_schema_json=row.input_schema_json,
             output_schema_json=row.output_schema_json,
             timeout_seconds=row.timeout_seconds,
+            max_wait_seconds=row.max_wait_seconds,
             max_concurrency=row.max_concurrency,
             rate_per_minute=row.rate_per_minute,
             max_call_tokens=row.max_call_tokens,

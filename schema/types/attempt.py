@@ -15,7 +15,7 @@ from schema.types.agent import Agent
 from schema.types.node import Node
 from schema.types.usage import Usage
 from schema.types.verdict import Verdict
-from services import openings
+from services import awaiting, openings
 from services.values import public_id
 
 if TYPE_CHECKING:
@@ -30,6 +30,28 @@ class AttemptError:
     may_have_executed: bool = strawberry.field(
         description="False only with proof that the agent took nothing of the request."
     )
+
+
+@strawberry.type(description="A call that its agent accepted with 202, to answer it later.")
+class LongCall:
+    ends_at: datetime = strawberry.field(description="When it is given up.")
+    polls: int = strawberry.field(description="How often the agent was asked and still at work.")
+    trouble: str | None = strawberry.field(description="Why it could not be asked the last time.")
+    path: strawberry.Private[str | None]
+
+    @strawberry.field(
+        description="The path at which the agent is asked, without its query. Null for callers "
+        "without ADMIN, and for an agent that answers by its callback URL alone."
+    )
+    def location(self, info: Info) -> str | None:
+        return self.path if info.context.viewer.is_admin else None
+
+    @classmethod
+    def of(cls, row: models.LongCall | None) -> Self | None:
+        if row is None or row.ends_at is None:
+            return None
+        path = awaiting.path_alone(row.location) if row.location else None
+        return cls(ends_at=row.ends_at, polls=row.polls, trouble=row.trouble, path=path)
 
 
 @strawberry.type(description="One execution of a job by one agent.")
@@ -87,6 +109,10 @@ class Attempt(Node):
             retryable=error["retryable"],
             may_have_executed=error["mayHaveExecuted"],
         )
+
+    @strawberry.field(description="Null unless the agent accepted it to answer later.")
+    async def long_call(self, info: Info) -> LongCall | None:
+        return LongCall.of(await info.context.loaders.long_calls.load(self.key))
 
     @strawberry.field(description="Oldest first.")
     async def verdicts(self, info: Info) -> list[Verdict]:

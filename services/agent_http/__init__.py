@@ -6,11 +6,12 @@ from services.agent_http.addresses import check_endpoint_url
 from services.agent_http.client import AgentClient
 from services.agent_http.failures import AgentCallFailed, AgentFault
 from services.agent_http.headers import check_auth_header
-from services.agent_http.messages import AgentReply, AgentRequest
+from services.agent_http.messages import Accepted, AgentReply, AgentRequest
 from services.agent_http.signing import BadSignature, check_secret, new_secret, sign, verify
 from services.agent_http.usage import Reported
 
 __all__ = [
+    "Accepted",
     "AgentCallFailed",
     "AgentClient",
     "AgentFault",

@@ -129,10 +129,13 @@ def _excerpt(body: bytes, request: AgentRequest) -> str | None:
 
 
 def _secrets(request: AgentRequest) -> list[str]:
-    if request.auth_header is None:
-        return [request.signing_secret]
-    _, value = parse_auth_header(request.auth_header)
-    return [request.signing_secret, value, value.rpartition(" ")[2]]
+    secrets = [request.signing_secret]
+    if request.callback_url is not None:
+        secrets.append(request.callback_url.rpartition("/")[2])
+    if request.auth_header is not None:
+        _, value = parse_auth_header(request.auth_header)
+        secrets += [value, value.rpartition(" ")[2]]
+    return secrets
 
 
 def _not_json(status: int, message: str, *, excerpt: str | None = None) -> AgentCallFailed:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from http import HTTPStatus
 from io import BytesIO
 from types import TracebackType
 from typing import Self
@@ -13,13 +17,14 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from services import tracing
-from services.agent_http import answers, failures, signing, usage
+from services.agent_http import answers, failures, locations, signing, usage
 from services.agent_http.connections import Connector, Dial, current_dial, session
 from services.agent_http.failures import AgentCallFailed, AgentFault
 from services.agent_http.headers import feedback_header, parse_auth_header, user_agent
-from services.agent_http.messages import AgentReply, AgentRequest
+from services.agent_http.messages import Accepted, AgentReply, AgentRequest
 
 MAX_RESPONSE_BYTES = 1_048_576
+Send = Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]]
 
 
 class AgentClient:
@@ -34,7 +39,7 @@ class AgentClient:
         resolver: AbstractResolver | None = None,
     ) -> None:
         self._allow_private = allow_private
-        self._max_response_bytes = max_response_bytes
+        self.max_response_bytes = max_response_bytes
         self._connect_timeout = connect_timeout
         self._resolver = resolver
         self._user_agent = user_agent()
@@ -52,21 +57,50 @@ class AgentClient:
     ) -> None:
         await self._session.close()
 
-    async def call(self, request: AgentRequest, *, deadline: float) -> AgentReply:
+    async def call(self, request: AgentRequest, *, deadline: float) -> AgentReply | Accepted:
         """One try. `deadline` are the seconds for all of it; raises `AgentCallFailed`."""
+        headers = self._headers(request) | _of_a_call(request)
+
+        def post() -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+            return self._session.post(
+                URL(request.url),
+                # Not bytes, which aiohttp writes in one go and warns of from 1 MiB on.
+                data=BytesIO(request.body),
+                headers=headers,
+                allow_redirects=False,
+            )
+
+        return await self._call(request, post, deadline)
+
+    async def poll(
+        self, request: AgentRequest, path: str, *, deadline: float
+    ) -> AgentReply | Accepted:
+        """Ask how far the agent is, at a path on its own origin; in all else the same."""
+        headers = self._headers(replace(request, body=b""))
+
+        def get() -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+            url = locations.url_at(path, request.url)
+            return self._session.get(url, headers=headers, allow_redirects=False)
+
+        return await self._call(request, get, deadline)
+
+    async def _call(
+        self, request: AgentRequest, send: Send, deadline: float
+    ) -> AgentReply | Accepted:
         dial = Dial()
         token = current_dial.set(dial)
         try:
-            return await self._call(request, dial, deadline)
+            return await self._explained(request, send, dial, deadline)
         finally:
             current_dial.reset(token)
             dial.drop()
 
-    async def _call(self, request: AgentRequest, dial: Dial, deadline: float) -> AgentReply:
-        headers = self._headers(request)
+    async def _explained(
+        self, request: AgentRequest, send: Send, dial: Dial, deadline: float
+    ) -> AgentReply | Accepted:
         try:
             async with asyncio.timeout(deadline) as limit:
-                return await self._exchange(request, headers, limit)
+                return await self._exchange(request, send, limit)
         except (aiohttp.ClientError, OSError) as error:
             failure = _explain(error, dial, deadline)
         except ValueError as error:
@@ -79,20 +113,17 @@ class AgentClient:
         raise failure
 
     async def _exchange(
-        self, request: AgentRequest, headers: dict[str, str], limit: asyncio.Timeout
-    ) -> AgentReply:
+        self, request: AgentRequest, send: Send, limit: asyncio.Timeout
+    ) -> AgentReply | Accepted:
         started = time.monotonic()
-        async with self._session.post(
-            URL(request.url),
-            # Not bytes, which aiohttp writes in one go and warns of from 1 MiB on.
-            data=BytesIO(request.body),
-            headers=headers,
-            allow_redirects=False,
-        ) as response:
+        async with send() as response:
+            if response.status == HTTPStatus.ACCEPTED:
+                wait = failures.retry_after(response.headers)
+                return Accepted(response.headers.get("Location"), wait)
             told = usage.read(response.headers)
             try:
                 await answers.check_status(response, request, limit)
-                body = await answers.read(response, cap=self._max_response_bytes)
+                body = await answers.read(response, cap=self.max_response_bytes)
                 body = answers.without_secrets(body, request)
                 value = answers.decode(body, response.status, request)
             except AgentCallFailed as failure:
@@ -113,7 +144,6 @@ class AgentClient:
 
     def _own_headers(self, request: AgentRequest) -> dict[str, str]:
         headers = {
-            "content-type": "application/json",
             "accept": "application/json",
             "accept-encoding": "identity",
             "user-agent": self._user_agent,
@@ -129,9 +159,16 @@ class AgentClient:
         )
         if traceparent := tracing.current():
             headers["traceparent"] = traceparent
-        if request.feedback:
-            headers["signoff-feedback"] = feedback_header(request.feedback)
         return headers
+
+
+def _of_a_call(request: AgentRequest) -> dict[str, str]:
+    headers = {"content-type": "application/json"}
+    if request.feedback:
+        headers["signoff-feedback"] = feedback_header(request.feedback)
+    if request.callback_url is not None:
+        headers["signoff-callback-url"] = request.callback_url
+    return headers
 
 
 def _auth_header(request: AgentRequest) -> dict[str, str]:

@@ -29,6 +29,8 @@ class AgentFault(StrEnum):
     TOO_LARGE = "TOO_LARGE"
     NOT_JSON = "NOT_JSON"
     DISCONNECTED = "DISCONNECTED"
+    GONE = "GONE"
+    NOT_AWAITABLE = "NOT_AWAITABLE"
 
 
 class AgentCallFailed(Exception):

@@ -10,7 +10,10 @@ from services.agent_http.usage import NOTHING, Reported
 
 @dataclass(frozen=True, slots=True)
 class AgentRequest:
-    """`body` is the job's input as JSON; `idempotency_key` stays the same over all tries."""
+    """`body` is the job's input as JSON; `idempotency_key` stays the same over all tries.
+
+    `callback_url` is where the agent may send its answer instead; it ends with a secret.
+    """
 
     url: str
     body: bytes = field(repr=False)
@@ -20,17 +23,30 @@ class AgentRequest:
     signing_secret: str = field(repr=False)
     auth_header: str | None = field(repr=False)
     feedback: tuple[str, ...] = ()
+    callback_url: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class AgentReply:
     """`value` is `body`, which is strict JSON, decoded.
 
-    An integer beyond 64 bits is a float in `value`, as in JavaScript; `body` keeps its digits.
+    `status` is None for one that came by the callback URL. An integer beyond 64 bits is a float in
+    `value`, as in JavaScript; `body` keeps its digits.
     """
 
-    status: int
+    status: int | None
     body: bytes
     value: Any
     latency_ms: int
     usage: Reported = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The agent has taken the work and answers later: 202.
+
+    `location` is as it was sent, `retry_after` the seconds it asks to be left alone.
+    """
+
+    location: str | None
+    retry_after: float | None

@@ -16,6 +16,7 @@ TYPES: Mapping[JobLogType, str] = {
     JobLogType.STATUS_CHANGE: "job.status_changed",
     JobLogType.AGENT_REQUEST: "job.agent_asked",
     JobLogType.AGENT_RESPONSE: "job.agent_answered",
+    JobLogType.AGENT_PROGRESS: "job.agent_progressed",
     JobLogType.VALIDATOR_REQUEST: "job.validator_asked",
     JobLogType.VALIDATOR_RESPONSE: "job.validator_answered",
     JobLogType.VERDICT: "job.judged",

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, cast
+from urllib.parse import quote, unquote
 
 import orjson
 
@@ -105,6 +106,17 @@ def says(body: bytes, status: str = "200 OK", *headers: str) -> Acting:
     return act
 
 
+async def later(received: Received, input: Json) -> None:
+    """Accepts the work, and answers at a location that knows what it is about."""
+    told = quote(orjson.dumps(input), safe="")
+    await received.answer(b"", "202 Accepted", f"location: /later?{told}", "retry-after: 0")
+
+
+async def forgets(received: Received, input: Json) -> None:
+    """Accepts the work, and knows nothing of it then."""
+    await received.answer(b"", "202 Accepted", "location: /forgotten", "retry-after: 0")
+
+
 DECLINES: Mapping[str, Acting] = {
     "429": says(b"{}", "429 Too Many Requests"),
     "429 now": says(b"{}", "429 Too Many Requests", "retry-after: 0"),
@@ -118,6 +130,8 @@ WAYS: Mapping[str, Acting] = DECLINES | {
     "slow": slow,
     "metered": metered,
     "long": long,
+    "later": later,
+    "forgets": forgets,
     "wrong": wrong,
     "unfit": unfit,
     "echo": echo,
@@ -139,8 +153,9 @@ WAYS: Mapping[str, Acting] = DECLINES | {
     "deep": says(b"[" * 300 + b"]" * 300),
     "scalar": says(b'"right"'),
 }
-GOOD = ("right", "right", "metered", "slow", "slow", "long", "echo")
+GOOD = ("right", "right", "metered", "slow", "slow", "long", "echo", "later")
 """Those after which a job can be completed."""
+NOT_YET = ("202 Accepted", "500 Internal Server Error", "202 Accepted")
 
 
 @dataclass(frozen=True)
@@ -203,9 +218,13 @@ class Cast:
     at_work: int = 0
     """Requests that agents deal with now which might do their work twice."""
     _counts: dict[str, int] = field(default_factory=dict[str, int])
+    _looks: dict[str, int] = field(default_factory=dict[str, int])
 
     def behaviour(self, kind: Kind) -> Callable[[Received], Awaitable[None]]:
         async def behave(received: Received) -> None:
+            if received.start_line.startswith("GET"):
+                await self._tell(received)
+                return
             input = orjson.loads(received.body)
             job = received.headers["signoff-job-id"]
             turn = self._counts[job] = self._counts.get(job, -1) + 1
@@ -218,6 +237,18 @@ class Cast:
                 self.at_work -= not kind.idempotent
 
         return behave
+
+    async def _tell(self, received: Received) -> None:
+        """How far it is: at work at first, busy or broken at times, and done at last."""
+        path, _, told = received.start_line.split(" ")[1].partition("?")
+        if path != "/later":
+            await received.answer(b"", "404 Not Found")
+            return
+        looks = self._looks[told] = self._looks.get(told, -1) + 1
+        if looks < len(NOT_YET):
+            await received.answer(b"", NOT_YET[looks])
+            return
+        await right(received, orjson.loads(unquote(told)))
 
     def asked_twice(self) -> list[str]:
         """Keys that an agent got again, though it might have done the work and would twice."""

@@ -242,6 +242,12 @@ def _agent_response(told: Told, entry: Entry) -> None:
         told.advance(JobPhase.RETRY_WAIT)
 
 
+def _agent_progress(told: Told, entry: Entry) -> None:
+    """It accepted the work; trouble with asking how far it is changes nothing."""
+    if entry.tells("endsAt") is not None:
+        told.advance(JobPhase.AWAITING_AGENT)
+
+
 def _validator_request(told: Told, entry: Entry) -> None:
     if entry.tells("kind") == "llm":
         told.advance(JobPhase.VALIDATING)
@@ -265,6 +271,7 @@ def _note(told: Told, entry: Entry) -> None:
 STEPS: Mapping[JobLogType, Callable[[Told, Entry], None]] = {
     JobLogType.AGENT_REQUEST: _agent_request,
     JobLogType.AGENT_RESPONSE: _agent_response,
+    JobLogType.AGENT_PROGRESS: _agent_progress,
     JobLogType.VALIDATOR_REQUEST: _validator_request,
     JobLogType.VALIDATOR_RESPONSE: _validator_response,
     JobLogType.VERDICT: _verdict,

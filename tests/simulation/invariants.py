@@ -14,6 +14,7 @@ from models import (
     JobLogType,
     JobPhase,
     JobStatus,
+    QueueState,
     Role,
     VerdictOutcome,
     jsontext,
@@ -246,7 +247,8 @@ def _is_met(snapshot: Snapshot, job: Row, link: Row) -> bool:
 
 def _limits(snapshot: Snapshot) -> Iterator[str]:
     """An agent has no more under way than it takes."""
-    running = Counter(q["agent_id"] for q in snapshot.queue.values() if q["state"] == "RUNNING")
+    at_work = (QueueState.RUNNING, QueueState.AWAITING)
+    running = Counter(q["agent_id"] for q in snapshot.queue.values() if q["state"] in at_work)
     for agent, count in running.items():
         most = snapshot.agents[agent]["max_concurrency"]
         if count > most:
