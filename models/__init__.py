@@ -1,10 +1,11 @@
 """Tortoise tables. The innermost layer: imports nothing of ours."""
 
-from models import jsontext, statements
+from models import hashes, jsontext, statements
 from models.agent import Agent, AgentAvailability
 from models.agent_gate import AgentGate
 from models.api_key import ApiKey, Role
 from models.attempt import Attempt, AttemptState
+from models.audit_entry import AuditEntry, AuditHead
 from models.criteria_set import CriteriaSet
 from models.idempotency_key import IdempotencyKey
 from models.job import (
@@ -33,6 +34,8 @@ __all__ = [
     "ApiKey",
     "Attempt",
     "AttemptState",
+    "AuditEntry",
+    "AuditHead",
     "CompletionMode",
     "CriteriaSet",
     "CriterionKind",
@@ -55,6 +58,7 @@ __all__ = [
     "Verdict",
     "VerdictOutcome",
     "Worker",
+    "hashes",
     "jsontext",
     "statements",
 ]

@@ -26,7 +26,10 @@ class JobLogType(StrEnum):
 
 
 class JobLog(Model):
-    """One entry of the append-only log; its key is the position in the event stream."""
+    """One entry of the append-only log; its key is the position in the event stream.
+
+    `hash` is over all that it says and over the hash of the job's entry before it.
+    """
 
     seq: fields.Field[int] = fields.BigIntField(primary_key=True)
     type = fields.CharEnumField(JobLogType, max_length=24, description="JobLogType")
@@ -38,6 +41,7 @@ class JobLog(Model):
     actor_id = fields.CharField(max_length=200, null=True)
     actor_name = fields.CharField(max_length=200)
     created_at = InstantField(default=now)
+    hash = fields.CharField(max_length=64)
 
     job: fields.ForeignKeyRelation[Job] = fields.ForeignKeyField(
         "models.Job", related_name=False, on_delete=fields.RESTRICT

@@ -1,0 +1,136 @@
+from datetime import datetime
+from typing import Any
+
+from tortoise import fields, migrations
+from tortoise.migrations import operations as ops
+
+from models import hashes
+from models.base import InstantField, now
+from models.job import ActorKind
+
+SLICE = 2000
+
+
+class AddFilled(ops.AddField):
+    """A column that may not be NULL: rows that are there get its default, at no cost."""
+
+    async def database_forward(self, app_label, old_state, new_state, state_editor=None):
+        model = new_state.apps.get_model(f"{app_label}.{self.model_name}")
+        field = model._meta.fields_map[self.name]
+        without = field.db_default
+        field.db_default = ""
+        try:
+            await super().database_forward(app_label, old_state, new_state, state_editor)
+        finally:
+            field.db_default = without
+
+
+async def begin(apps, editor) -> None:
+    """The audit log ends where it begins."""
+    await editor.client.execute_script(
+        'INSERT INTO "audit_heads" ("id", "log_head") VALUES (1, \'\')'
+    )
+
+
+async def link(apps, editor) -> None:
+    """Chain the entries that are there, as they are, in slices: a million take a minute."""
+    client = editor.client
+    mark = "$" if client.capabilities.dialect == "postgres" else "?"
+    named = ", ".join(f'"{name}"' for name in hashes.OF_JOB)
+    read = f'SELECT "seq", {named} FROM "job_logs" {{where}}ORDER BY "job_id", "seq" LIMIT {SLICE}'
+    beyond = f'WHERE ("job_id", "seq") > ({mark}1, {mark}2) '
+    write = f'UPDATE "job_logs" SET "hash" = {mark}1 WHERE "seq" = {mark}2'
+    end = f'UPDATE "jobs" SET "log_head" = {mark}1 WHERE "id" = {mark}2'
+    rows = await client.execute_query_dict(read.format(where=""))
+    job_id, head = None, hashes.BEGINNING
+    while rows:
+        linked, ended = [], []
+        for row in rows:
+            if row["job_id"] != job_id:
+                ended.append((head, job_id))
+                job_id, head = row["job_id"], hashes.BEGINNING
+            head = hashes.of_job(head, decoded(row))
+            linked.append((head, row["seq"]))
+        await client.execute_many(write, linked)
+        await client.execute_many(end, [each for each in ended if each[1] is not None])
+        rows = await client.execute_query_dict(read.format(where=beyond), [job_id, rows[-1]["seq"]])
+    if job_id is not None:
+        await client.execute_many(end, [(head, job_id)])
+
+
+def decoded(row: dict[str, Any]) -> dict[str, Any]:
+    """The values as every database means them; SQLite has no times and no truth of its own."""
+    at = row["created_at"]
+    return dict(row) | {
+        "created_at": datetime.fromisoformat(at) if isinstance(at, str) else at,
+        "payload_truncated": bool(row["payload_truncated"]),
+    }
+
+
+class Migration(migrations.Migration):
+    dependencies = [("models", "0002_engine")]
+
+    initial = False
+
+    operations = [
+        ops.CreateModel(
+            name="AuditEntry",
+            fields=[
+                (
+                    "seq",
+                    fields.BigIntField(
+                        generated=True, primary_key=True, unique=True, db_index=True
+                    ),
+                ),
+                ("action", fields.CharField(max_length=64)),
+                ("subject", fields.CharField(max_length=200)),
+                ("changes_json", fields.TextField(unique=False)),
+                (
+                    "actor_kind",
+                    fields.CharEnumField(
+                        description="ActorKind", enum_type=ActorKind, max_length=16
+                    ),
+                ),
+                ("actor_id", fields.CharField(null=True, max_length=200)),
+                ("actor_name", fields.CharField(max_length=200)),
+                ("created_at", InstantField(default=now, auto_now=False, auto_now_add=False)),
+                ("hash", fields.CharField(max_length=64)),
+            ],
+            options={
+                "table": "audit_entries",
+                "app": "models",
+                "pk_attr": "seq",
+                "table_description": "The audit log of what belongs to no job",
+            },
+            bases=["Model"],
+        ),
+        ops.CreateModel(
+            name="AuditHead",
+            fields=[
+                (
+                    "id",
+                    fields.IntField(generated=False, primary_key=True, unique=True, db_index=True),
+                ),
+                ("log_head", fields.CharField(default="", max_length=64)),
+            ],
+            options={
+                "table": "audit_heads",
+                "app": "models",
+                "pk_attr": "id",
+                "table_description": "Where the chain of the audit log ends",
+            },
+            bases=["Model"],
+        ),
+        AddFilled(
+            model_name="Job",
+            name="log_head",
+            field=fields.CharField(default="", max_length=64),
+        ),
+        AddFilled(
+            model_name="JobLog",
+            name="hash",
+            field=fields.CharField(max_length=64),
+        ),
+        ops.RunPython(begin),
+        ops.RunPython(link),
+    ]

@@ -1,0 +1,57 @@
+"""What a transaction adds to a log, tied to what was there before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from models import AuditEntry, AuditHead, Job, JobLog, hashes
+from models.statements import Statement
+
+Entry = dict[str, Any]
+"""The columns of an entry; its `hash` is known after the commit."""
+
+
+@dataclass(slots=True)
+class Chain:
+    """What a transaction adds to one log, of a job or of the server.
+
+    The owner's row keeps where the log ends, in `log_head`; `head` is that as it was read.
+    The statement that writes the new end is the `carrier`: its values have the new end at
+    `place` and, if it is guarded, the old one as the last; `seen` is what else it guards.
+    """
+
+    owner: Job | AuditHead
+    head: str
+    entries: list[Entry] = field(default_factory=list[Entry])
+    carrier: Statement | None = None
+    place: int = 0
+    seen: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def table(self) -> type[JobLog | AuditEntry]:
+        return JobLog if type(self.owner) is Job else AuditEntry
+
+    def link(self) -> None:
+        """Give the entries their hashes, and the carrier both ends."""
+        digest = hashes.of_job if type(self.owner) is Job else hashes.of_server
+        head = self.head
+        for entry in self.entries:
+            head = entry["hash"] = digest(head, entry)
+        assert self.carrier is not None  # noqa: S101 - the transaction gave it one
+        self.carrier.values[self.place] = head
+        if self.carrier.guarded:
+            self.carrier.values[-1] = self.head
+
+    def written(self) -> None:
+        """The owner in memory is as its row is now."""
+        if self.entries:
+            self.owner.log_head = self.entries[-1]["hash"]
+
+    def grew(self, now: Job | AuditHead | None) -> bool:
+        """Whether somebody else's entries are all that has changed; then these come behind."""
+        if now is None or any(getattr(now, name) != value for name, value in self.seen.items()):
+            return False
+        self.head = now.log_head
+        return True
