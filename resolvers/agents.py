@@ -43,15 +43,16 @@ async def page(info: Info, where: AgentFilter | None, window: Window) -> Page[Ag
 
 
 async def save(info: Info, command: SaveAgent) -> Saved:
-    return await agents.save(info.context.rt, command)
+    return await agents.save(info.context.rt, command, info.context.viewer)
 
 
 async def set_availability(info: Info, id: str, availability: AgentAvailability) -> Agent:
-    return await agents.set_availability(info.context.rt, key(id), availability)
+    viewer = info.context.viewer
+    return await agents.set_availability(info.context.rt, key(id), availability, viewer)
 
 
 async def reset_circuit(info: Info, id: str) -> Agent:
-    return await circuits.reset(info.context.rt, key(id))
+    return await circuits.reset(info.context.rt, key(id), info.context.viewer)
 
 
 async def test(info: Info, id: str, input: object) -> Trial:

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import strawberry
 
-from resolvers import agents, jobs, logs, nodes
+from resolvers import agents, audit, jobs, logs, nodes
 from resolvers.context import Info
 from schema.connections import Connection, connection
 from schema.enums import JobLogType
-from schema.permissions import VIEWERS
+from schema.permissions import ADMINS, VIEWERS
 from schema.scalars import EventCursor
 from schema.types.actor import Viewer
 from schema.types.agent import Agent
+from schema.types.audit import AuditEntry, AuditVerification
 from schema.types.job import Job
 from schema.types.job_log import JobLog
 from schema.types.node import Node
@@ -79,6 +80,24 @@ class Query:
     ) -> Connection[Agent]:
         window = Window(first, after, last, before)
         return connection(await agents.page(info, where, window), Agent.of)
+
+    @strawberry.field(
+        extensions=[ADMINS], description="What was done that belongs to no job, newest first."
+    )
+    async def audit_entries(
+        self, info: Info, first: int = 50, after: str | None = None
+    ) -> Connection[AuditEntry]:
+        return connection(await audit.page(info, Window(first, after)), AuditEntry.of)
+
+    @strawberry.field(
+        extensions=[VIEWERS],
+        description="Whether a job's log is as it was written; without an id those of all jobs "
+        "and the audit log, for admins.",
+    )
+    async def verify_audit(
+        self, info: Info, job_id: strawberry.ID | None = None
+    ) -> AuditVerification:
+        return AuditVerification.of(await audit.verify(info, job_id))
 
     @strawberry.field(extensions=[VIEWERS], description="Who the caller is.")
     async def viewer(self, info: Info) -> Viewer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,7 +14,8 @@ from tortoise.exceptions import IntegrityError
 
 from models import Agent, AgentAvailability, jsontext, statements
 from models.base import uuid7
-from services import agent_http, json_schemas, timers
+from services import agent_http, audit, json_schemas, timers
+from services.actors import SYSTEM, Actor, Viewer
 from services.agent_http import AgentCallFailed, AgentRequest
 from services.agent_http.usage import micros
 from services.errors import AgentUnavailable, InvalidInput, NotFound, Problem, SchemaMismatch
@@ -153,10 +154,10 @@ class Trial:
     problem: str | None
 
 
-async def save(rt: Runtime, command: SaveAgent) -> Saved:
+async def save(rt: Runtime, command: SaveAgent, by: Actor | Viewer = SYSTEM) -> Saved:
     """Raises `InvalidInput` or `NotFound`; other processes follow within a second."""
     try:
-        return await _save(rt, command)
+        return await _save(rt, command, by)
     except IntegrityError:
         if not await Agent.exists(name=command.name):
             raise
@@ -165,7 +166,7 @@ async def save(rt: Runtime, command: SaveAgent) -> Saved:
 
 
 @atomic
-async def _save(rt: Runtime, command: SaveAgent) -> Saved:
+async def _save(rt: Runtime, command: SaveAgent, by: Actor | Viewer) -> Saved:
     columns = _columns(rt, command)
     if command.id is None:
         secret = command.secret or agent_http.new_secret()
@@ -173,6 +174,7 @@ async def _save(rt: Runtime, command: SaveAgent) -> Saved:
         columns.setdefault("signing_secret_sealed", rt.vault.seal(secret))
         made = Agent(**columns)
         current().insert(made)
+        await audit.record(rt, by, "agent.made", _subject(made), _told(None, columns))
         return Saved(made, None if command.secret else secret)
     agent = await get(command.id)
     if command.expected_version not in (None, agent.version):
@@ -181,8 +183,53 @@ async def _save(rt: Runtime, command: SaveAgent) -> Saved:
             "expectedVersion",
             message=f"the agent has changed: it is at version {agent.version}",
         )
+    await audit.record(rt, by, "agent.changed", _subject(agent), _told(agent, columns))
     _change(agent, columns)
     return Saved(agent, None)
+
+
+TOLD: Mapping[str, str] = {
+    "name": "name",
+    "description": "description",
+    "endpoint_url": "endpointUrl",
+    "input_schema_json": "inputSchema",
+    "output_schema_json": "outputSchema",
+    "timeout_seconds": "timeoutSeconds",
+    "max_concurrency": "maxConcurrency",
+    "rate_per_minute": "ratePerMinute",
+    "max_call_tokens": "maxCallTokens",
+    "max_call_micros": "maxCallMicros",
+    "idempotent": "idempotent",
+    "accepts_feedback": "acceptsFeedback",
+    "retry_json": "retryPolicy",
+    "availability": "availability",
+    "auth_header_sealed": "authHeader",
+    "signing_secret_sealed": "secret",
+}
+"""The columns that the audit log tells of, by the names that it gives them."""
+
+
+def _told(agent: Agent | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `given` columns change in the agent as it is; of secrets only that there is one."""
+    return {
+        TOLD[column]: audit.change(_shown(column, old), _shown(column, value))
+        for column, value in given.items()
+        if (old := getattr(agent, column, None)) != value
+    }
+
+
+def _shown(column: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if column.endswith("_sealed"):
+        return "[secret]"
+    if column == "endpoint_url":
+        return audit.place(value)
+    return jsontext.loads(value) if column.endswith("_json") else value
+
+
+def _subject(agent: Agent) -> str:
+    return public_id("agent", agent.id)
 
 
 def _change(agent: Agent, changes: dict[str, Any]) -> None:
@@ -237,9 +284,14 @@ def _check_reachable(rt: Runtime, url: str) -> None:
 
 
 @atomic
-async def set_availability(rt: Runtime, agent_id: UUID, availability: AgentAvailability) -> Agent:
+async def set_availability(
+    rt: Runtime, agent_id: UUID, availability: AgentAvailability, by: Actor | Viewer = SYSTEM
+) -> Agent:
     agent = await get(agent_id)
-    _change(agent, {"availability": availability})
+    changes = {"availability": availability}
+    told = _told(agent, changes)
+    await audit.record(rt, by, "agent.availability_set", _subject(agent), told)
+    _change(agent, changes)
     return agent
 
 

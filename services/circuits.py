@@ -20,7 +20,8 @@ import structlog
 
 from models import Agent, AgentGate, statements
 from models.statements import Statement
-from services import agents, queue
+from services import agents, audit, queue
+from services.actors import SYSTEM, Actor, Viewer
 from services.agent_http import AgentCallFailed, AgentFault
 from services.attempts import Run
 from services.runtime import Runtime
@@ -172,9 +173,13 @@ def _named(agent: Agent) -> dict[str, str]:
 
 
 @atomic
-async def reset(rt: Runtime, agent_id: UUID) -> Agent:
+async def reset(rt: Runtime, agent_id: UUID, by: Actor | Viewer = SYSTEM) -> Agent:
     """Close a circuit by hand. Raises `NotFound`."""
     agent = await agents.get(agent_id)
-    if await statements.fetch(AgentGate, agent_id=agent_id) is not None:
+    gate = await statements.fetch(AgentGate, agent_id=agent_id)
+    if gate is not None:
         _close(rt, agent, "an admin closed it", was_open=True)
+    before = {"failures": gate.failures if gate else 0, "openUntil": gate and gate.open_until}
+    changes = audit.between(before, {"failures": 0, "openUntil": None})
+    await audit.record(rt, by, "agent.circuit_reset", public_id("agent", agent_id), changes)
     return agent

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -327,6 +327,21 @@ def atomic(
         return result
 
     return run
+
+
+@asynccontextmanager
+async def unannounced() -> AsyncGenerator[None]:
+    """The same for what is written within, of which no worker and no listener has to hear."""
+    transaction = Transaction()
+    token = _current.set(transaction)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+    try:
+        await asyncio.shield(asyncio.ensure_future(transaction.store()))
+    except Unavailable as error:
+        raise DatabaseUnavailable from error
 
 
 def _kept(rt: Runtime, work: Awaitable[T]) -> asyncio.Future[T]:

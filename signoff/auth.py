@@ -28,6 +28,7 @@ class Gate:
 
     def __init__(self, *, local: bool) -> None:
         self._local = local
+        self._uses = keys.Uses()
         self._keys_made = False
         self._looked_at = -KEYLESS_SECONDS
 
@@ -39,7 +40,7 @@ class Gate:
         if authorization is not None:
             if not authorization.lower().startswith(BEARER):
                 raise Unauthenticated("Send the API key as “Authorization: Bearer signoff_…”.")
-            return await keys.viewer_of(authorization[len(BEARER) :].strip())
+            return await keys.viewer_of(authorization[len(BEARER) :].strip(), self._uses)
         if await self._locked():
             raise Unauthenticated("Send an API key as “Authorization: Bearer signoff_…”.")
         proxied = any(name in headers for name in PROXY_HEADERS)

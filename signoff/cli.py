@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import errno
 import gc
+import getpass
 import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -19,10 +20,11 @@ import uvloop
 from aiohttp import web
 from pydantic import ValidationError
 
-from models import Role
+from models import ActorKind, Role
 from services import keys
+from services.actors import Actor
 from services.errors import SignoffError
-from signoff import database, demo, logs, sample
+from signoff import database, demo, heads, logs, sample
 from signoff.app import RUNTIME, allows_private_agents, create_app, create_probes
 from signoff.auth import is_loopback
 from signoff.database import DatabaseUnavailable
@@ -106,6 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     revoke = actions.add_parser("revoke", help="revoke a key")
     revoke.add_argument("prefix", help="how the key begins, as `keys list` shows it")
     revoke.set_defaults(run=_revoke_key)
+    verify = command(
+        "verify-audit", _verify_audit, "hold every log against its hashes; fails at a break"
+    )
+    verify.add_argument("--heads", action="store_true", help="print the hash each log ends with")
+    verify.add_argument(
+        "--against", type=Path, metavar="FILE", help="what --heads printed before must be in it"
+    )
     shown = command("demo", _demo, "drive two jobs through a running server and show each step")
     shown.add_argument("--url", default=demo.DEFAULT_URL, help="the running server")
     shown.add_argument("--key", help="an API key of MEMBER or ADMIN, if the server has keys")
@@ -274,7 +283,7 @@ def _migrate(given: argparse.Namespace) -> None:
 
 
 def _create_key(given: argparse.Namespace) -> None:
-    _, text = _with_database(lambda: keys.create(given.name, Role(given.role)))
+    _, text = _with_database(lambda: keys.create(given.name, Role(given.role), _operator()))
     print(text)
     print("Keep it now: it is not shown again.", file=sys.stderr)
 
@@ -289,10 +298,28 @@ def _list_keys(given: argparse.Namespace) -> None:
 
 
 def _revoke_key(given: argparse.Namespace) -> None:
-    revoked = _with_database(lambda: keys.revoke(given.prefix))
+    revoked = _with_database(lambda: keys.revoke(given.prefix, _operator()))
     if not revoked:
         raise Refused(f"no active key begins with {given.prefix}; see: signoff keys list")
     print(f"Revoked the key of {revoked[0].name}.")
+
+
+def _operator() -> Actor:
+    """Whoever is at the command line: the system knows them by this name."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):  # a container's user needs no name
+        name = "somebody"
+    return Actor(ActorKind.USER, None, f"{name} at the command line"[:200])
+
+
+def _verify_audit(given: argparse.Namespace) -> None:
+    kept = heads.kept(given.against) if given.against else {}
+    show = print if given.heads else str
+    total = _with_database(lambda: heads.verify(kept, show=show))
+    if not total.ok:
+        raise Refused(f"the logs are not as they were written: {total.problem}")
+    print(f"{total.checked} entries are as they were written; together {total.head}")
 
 
 def _with_database(do: Callable[[], Awaitable[T]]) -> T:

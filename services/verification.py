@@ -1,0 +1,176 @@
+"""Whether the logs are as they were written: every hash made again, from first to last.
+
+Read in slices, so that neither memory nor the event loop is taken for long. A log may grow
+meanwhile; what is added counts as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+from models import AuditEntry, JobLog, hashes, statements
+from models.statements import Row
+from services import jobs, queue
+from services.actors import Viewer
+from services.errors import Forbidden, LimitExceeded
+from services.values import public_id
+
+SLICE = 200
+MAX_ENTRIES = 200_000
+"""Positions of the log that one request goes through; for more there is the command."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """`first_broken` is the position of the first entry of a job that is not as it was written.
+
+    None if what is wrong is of another kind: `problem` says it in words. `head` is the hash
+    that the log ends with; of all logs together, a hash over those of each.
+    """
+
+    checked: int
+    head: str
+    problem: str | None = None
+    first_broken: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """One log of the server's: whose it is, and what became of it."""
+
+    name: str
+    found: Verification
+
+
+async def of_job(viewer: Viewer, job_id: UUID) -> Verification:
+    """Of a job that the viewer sees; raises `NotFound`."""
+    job = await jobs.get(viewer, job_id)
+    return await _job(job.id)
+
+
+async def of_everything(viewer: Viewer) -> Verification:
+    """Of all jobs and of the audit log, for admins; raises `Forbidden` or `LimitExceeded`."""
+    if not viewer.is_admin:
+        raise Forbidden("Only an admin may verify the logs of all jobs; give a jobId.")
+    newest = await JobLog.all().order_by("-seq").first()
+    if newest is not None and newest.seq > MAX_ENTRIES:
+        message = "The log is too long for one request; run: signoff verify-audit"
+        raise LimitExceeded(message, MAX_ENTRIES)
+    total = Total()
+    async with aclosing(logs()) as found:
+        async for log in found:
+            total.add(log)
+    return total.verification
+
+
+class Total:
+    """What many logs come to, in their order. The first problem counts."""
+
+    def __init__(self) -> None:
+        self._digest = sha256()
+        self._so_far = Verification(0, "")
+
+    def add(self, log: Log) -> None:
+        before, found = self._so_far, log.found
+        self._digest.update(f"{log.name} {found.head}\n".encode())
+        problem, broken = before.problem, before.first_broken
+        if problem is None and found.problem is not None:
+            problem, broken = f"{log.name}: {found.problem}", found.first_broken
+        self._so_far = Verification(before.checked + found.checked, "", problem, broken)
+
+    @property
+    def verification(self) -> Verification:
+        return replace(self._so_far, head=self._digest.hexdigest())
+
+
+JOBS = 'SELECT "id" FROM "jobs" WHERE "id" > $1 ORDER BY "id" LIMIT $2'
+AUDIT = "audit"
+BEFORE_ALL = -(2**63)
+"""A position that no entry has, whoever put it there."""
+NOTHING = str(UUID(int=0))
+
+
+async def logs(kept: Mapping[str, str] | None = None) -> AsyncGenerator[Log]:
+    """Every log: the audit log, then the jobs' in the order in which they were made.
+
+    `kept` are hashes by the names of logs, of which each must have been in its log.
+    """
+    expected = dict(kept or {})
+    yield Log(AUDIT, await _audit(expected.pop(AUDIT, None)))
+    last = NOTHING
+    while rows := await statements.database().fetch(JOBS, last, SLICE):
+        for row in rows:
+            last = str(row[0])
+            id = queue.uuid(row[0])
+            name = public_id("job", id)
+            yield Log(name, await _job(id, expected.pop(name, None)))
+    for name in expected:
+        yield Log(name, Verification(0, "", "is gone"))
+
+
+async def _job(id: UUID, kept: str | None = None) -> Verification:
+    where = '"job_logs" t0 WHERE t0."job_id" = $1 AND t0."seq" > $2 ORDER BY t0."seq" LIMIT $3'
+
+    async def after(seq: int) -> Sequence[JobLog]:
+        rows = await statements.fetch_all((JobLog,), where, str(id), seq, SLICE)
+        return [row for (row,) in rows]
+
+    heads = 'SELECT "log_head" FROM "jobs" WHERE "id" = $1 LIMIT 1'
+    return await _walk(hashes.of_job, heads, str(id), after, kept)
+
+
+async def _audit(kept: str | None) -> Verification:
+    where = '"audit_entries" t0 WHERE t0."seq" > $1 ORDER BY t0."seq" LIMIT $2'
+
+    async def after(seq: int) -> Sequence[AuditEntry]:
+        rows = await statements.fetch_all((AuditEntry,), where, seq, SLICE)
+        return [row for (row,) in rows]
+
+    heads = 'SELECT "log_head" FROM "audit_heads" WHERE "id" = $1 LIMIT 1'
+    return await _walk(hashes.of_server, heads, 1, after, kept)
+
+
+async def _walk(
+    digest: Callable[[str, Mapping[str, Any]], str],
+    heads: str,
+    owner: Any,
+    after: Callable[[int], Awaitable[Sequence[JobLog | AuditEntry]]],
+    kept: str | None,
+) -> Verification:
+    """Follow a log to its end, on the way past `kept`.
+
+    The end is asked for before each slice: when nothing comes after what was read then, the
+    log ended there at that moment, however busily it is written to.
+    """
+    head, seq, checked = hashes.BEGINNING, BEFORE_ALL, 0
+    passed = kept in (None, head)
+    while True:
+        row: Row | None = await statements.database().fetch_row(heads, owner)
+        entries = await after(seq)
+        if not entries:
+            break
+        for entry in entries:
+            head = digest(head, vars(entry))
+            seq = entry.seq
+            if entry.hash != head:
+                return Verification(checked, head, f"entry {seq} is not the one written", seq)
+            checked += 1
+            passed = passed or head == kept
+        await asyncio.sleep(0)
+    if row is None:
+        return Verification(checked, head, "nothing says where the log ends")
+    if row[0] != head:
+        return Verification(checked, head, "the log does not end where it should")
+    if not passed:
+        return Verification(checked, head, "the hash that was kept is not in the log")
+    return Verification(checked, head)
