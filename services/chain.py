@@ -23,19 +23,16 @@ class Chain:
     """
 
     owner: Job | AuditHead
+    table: type[JobLog | AuditEntry]
     head: str
     entries: list[Entry] = field(default_factory=list[Entry])
     carrier: Statement | None = None
     place: int = 0
     seen: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    @property
-    def table(self) -> type[JobLog | AuditEntry]:
-        return JobLog if type(self.owner) is Job else AuditEntry
-
     def link(self) -> None:
         """Give the entries their hashes, and the carrier both ends."""
-        digest = hashes.of_job if type(self.owner) is Job else hashes.of_server
+        digest = hashes.of_job if self.table is JobLog else hashes.of_server
         head = self.head
         for entry in self.entries:
             head = entry["hash"] = digest(head, entry)
@@ -43,11 +40,6 @@ class Chain:
         self.carrier.values[self.place] = head
         if self.carrier.guarded:
             self.carrier.values[-1] = self.head
-
-    def written(self) -> None:
-        """The owner in memory is as its row is now."""
-        if self.entries:
-            self.owner.log_head = self.entries[-1]["hash"]
 
     def grew(self, now: Job | AuditHead | None) -> bool:
         """Whether somebody else's entries are all that has changed; then these come behind."""

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
-from uuid import UUID
 
 import structlog
 from tortoise.exceptions import IntegrityError
@@ -52,10 +51,10 @@ DRAIN_SECONDS = 1.0
 
 @dataclass(slots=True)
 class Transaction:
-    """What will be written: `writes` in their order, then the entries of logs."""
+    """What will be written: `writes` in their order, then the entries of `chains`."""
 
     writes: list[Statement] = field(default_factory=list[Statement])
-    _chains: dict[UUID | int, Chain] = field(default_factory=dict[UUID | int, Chain])
+    chains: list[Chain] = field(default_factory=list[Chain])
     _carriers: dict[int, Chain] = field(default_factory=dict[int, Chain])
     _logged: dict[type[JobLog | AuditEntry], int] = field(
         default_factory=dict[type[JobLog | AuditEntry], int]
@@ -68,9 +67,6 @@ class Transaction:
     _queued: bool = False
     _wake_at: datetime | None = None
     _proof: tuple[type[Model], Mapping[str, Any]] | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.writes or self._chains)
 
     def enqueue(self, job: Job, *, ready_at: datetime | None = None) -> None:
         """Let a worker run the job's current attempt, not before `ready_at`."""
@@ -109,10 +105,12 @@ class Transaction:
         self._chain(owner).entries.append(entry)
 
     def _chain(self, owner: Job | AuditHead) -> Chain:
-        found = self._chains.get(owner.id)
-        if found is None:
-            found = self._chains[owner.id] = Chain(owner, owner.log_head)
-        return found
+        for each in self.chains:
+            if each.owner is owner or each.owner.id == owner.id:
+                return each
+        chain = Chain(owner, JobLog if type(owner) is Job else AuditEntry, owner.log_head)
+        self.chains.append(chain)
+        return chain
 
     def write(self, statement: Statement, take: Callable[[Any], None]) -> None:
         """SQL of the caller's own that returns something: `take` gets it after the commit.
@@ -183,34 +181,40 @@ class Transaction:
     def delete(self, model: type[Model], where: Mapping[str, Any]) -> None:
         self.writes.append(statements.delete(model, where))
 
-    async def commit(self, rt: Runtime) -> None:
-        """Write all of it, then wake who waits for it. Raises `DatabaseUnavailable`."""
-        await self.store()
+    async def commit(self, rt: Runtime | None) -> None:
+        """Write all of it, then wake who waits for it, if there is anybody.
+
+        Raises `Unavailable` or `DatabaseUnavailable`.
+        """
+        self._link()
+        results = await self._written()
+        for chain in self.chains:
+            if chain.entries:
+                chain.owner.log_head = chain.entries[-1]["hash"]
+        for index, take in self._returned.items():
+            take(results[index])
+        if rt is not None:
+            self._tell(rt)
+
+    def _tell(self, rt: Runtime) -> None:
         rt.engine.abort(self._ended)
         if self._queued:
             rt.engine.wake(self._wake_at)
         rt.events.wake()
         rt.bus.tell(work=self._queued or (bool(self._ended) and not engine.in_a_run()))
 
-    async def store(self) -> None:
-        """Write all of it. Raises `Unavailable` or `DatabaseUnavailable`."""
-        self._link()
-        results = await self._written()
-        for chain in self._chains.values():
-            chain.written()
-        for index, take in self._returned.items():
-            take(results[index])
-
     def _link(self) -> None:
         """Hash the entries, and write or rewrite the statements that have them."""
         found: dict[type[JobLog | AuditEntry], list[Entry]] = {}
-        for chain in self._chains.values():
+        for chain in self.chains:
             if chain.carrier is None:
                 self._carry(chain, {"id": chain.owner.id}, {}, _gone)
             chain.link()
             if chain.entries:
-                found.setdefault(chain.table, []).extend(chain.entries)
-        for table, entries in found.items():
+                others = found.get(chain.table)
+                found[chain.table] = others + chain.entries if others else chain.entries
+        for table in found:
+            entries = found[table]
             statement = statements.insert(table, *entries)
             if table in self._logged:
                 self.writes[self._logged[table]] = statement
@@ -320,7 +324,7 @@ def atomic(
                 result = await body(rt, *args, **kwargs)
             finally:
                 _current.reset(token)
-            if transaction:
+            if transaction.writes or transaction.chains:
                 await asyncio.shield(_kept(rt, transaction.commit(rt)))
         except Unavailable as error:
             raise DatabaseUnavailable from error
@@ -339,7 +343,7 @@ async def unannounced() -> AsyncGenerator[None]:
     finally:
         _current.reset(token)
     try:
-        await asyncio.shield(asyncio.ensure_future(transaction.store()))
+        await asyncio.shield(asyncio.ensure_future(transaction.commit(None)))
     except Unavailable as error:
         raise DatabaseUnavailable from error
 
