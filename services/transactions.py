@@ -213,8 +213,7 @@ class Transaction:
             if chain.entries:
                 others = found.get(chain.table)
                 found[chain.table] = others + chain.entries if others else chain.entries
-        for table in found:
-            entries = found[table]
+        for table, entries in found.items():
             statement = statements.insert(table, *entries)
             if table in self._logged:
                 self.writes[self._logged[table]] = statement

@@ -33,7 +33,7 @@ async def begin(apps, editor) -> None:
 
 
 async def link(apps, editor) -> None:
-    """Chain the entries that are there, as they are, in slices: a million take a minute."""
+    """Chain the entries that are there, as they are, in slices: a million take minutes."""
     client = editor.client
     mark = "$" if client.capabilities.dialect == "postgres" else "?"
     named = ", ".join(f'"{name}"' for name in hashes.OF_JOB)
