@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +27,8 @@ from services.paging import Window
 from services.runtime import Runtime
 from services.verification import Verification
 from tests.fakes.agents import fake_agent
+from tests.support.commands import environment
+from tests.support.graphql import SDL_FILE, gql, make_key, new_job, refusal
 from tests.support.making import (
     ADMIN,
     MEMBER,
@@ -35,6 +40,7 @@ from tests.support.making import (
     make_job,
     says_ok,
 )
+from tests.support.running import Client
 
 ENTRY: dict[str, Any] = {
     "job_id": UUID("01900000-0000-7000-8000-000000000001"),
@@ -355,3 +361,60 @@ async def test_who_sees_a_job_may_verify_it_and_admins_all(
     monkeypatch.setattr(verification, "MAX_ENTRIES", 0)
     with pytest.raises(LimitExceeded, match="signoff verify-audit"):
         await verification.of_everything(ADMIN)
+
+
+async def test_over_http(client: Client, database_url: str) -> None:
+    job = await new_job(client)
+    ask = "query ($id: ID) { verifyAudit(jobId: $id) { ok checked firstBroken headHash problem } }"
+    logs = "query ($id: ID!) { job(id: $id) { logs { nodes { hash cursor } } } }"
+    (entry,) = (await gql(client, logs, id=job["id"]))["job"]["logs"]["nodes"]
+    assert (await gql(client, ask, id=job["id"]))["verifyAudit"] == {
+        "ok": True,
+        "checked": 1,
+        "firstBroken": None,
+        "headHash": entry["hash"],
+        "problem": None,
+    }
+    admin = await make_key(database_url, "ada", Role.ADMIN)
+    member = await make_key(database_url, "mia", Role.MEMBER)
+    entries = "{ auditEntries { nodes { actor { kind id name } action subject changes hash } } }"
+    (used, *_) = (await gql(client, entries, admin))["auditEntries"]["nodes"]
+    assert used["actor"] == {"kind": "API_KEY", "id": "ada", "name": "ada"}
+    assert used["action"] == "key.used"
+    assert used["changes"]["role"] == {"from": None, "to": "ADMIN"}
+    assert (await gql(client, ask, admin))["verifyAudit"]["checked"] == 4
+    foreign = await refusal(client, ask, member, id=job["id"])
+    missing = await refusal(client, ask, member, id=f"job_{uuid7().hex}")
+    for refused in (foreign, missing):
+        assert refused["code"] == "NOT_FOUND"
+    for query in (ask, entries):
+        assert (await refusal(client, query, member))["code"] == "FORBIDDEN"
+
+
+def test_the_command_names_a_break_and_what_was_cut_off(database_url: str, tmp_path: Path) -> None:
+    def command(*arguments: str) -> tuple[int, list[str]]:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "signoff", *arguments],
+            env=environment(SIGNOFF_DATABASE_URL=database_url),
+            cwd=SDL_FILE.parent,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, (done.stdout + done.stderr).splitlines()
+
+    assert command("keys", "create", "--role", "admin", "--name", "ada")[0] == 0
+    code, lines = command("verify-audit", "--heads")
+    assert (code, len(lines)) == (0, 2)
+    assert lines[0].startswith("audit ")
+    assert lines[1].startswith("1 entries are as they were written; together ")
+    kept = tmp_path / "heads.txt"
+    kept.write_text("\n".join(lines))
+    assert command("verify-audit", "--against", str(kept))[0] == 0
+    kept.write_text(f"audit {'0' * 64}\n")
+    problem = "audit: the hash that was kept is not in the log"
+    refused = f"signoff: the logs are not as they were written: {problem}"
+    assert command("verify-audit", "--against", str(kept)) == (1, [refused])
+    kept.write_text("nothing of that kind")
+    assert command("verify-audit", "--against", str(kept))[0] == 1
