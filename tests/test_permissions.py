@@ -46,6 +46,8 @@ TABLE: dict[str, set[Role]] = {
     "agent": EVERYBODY,
     "agents": EVERYBODY,
     "viewer": EVERYBODY,
+    "auditEntries": ADMINS,
+    "verifyAudit": EVERYBODY,
     "jobStatusChanged": EVERYBODY,
     "createJob": WRITERS,
     "updateJob": WRITERS,
@@ -74,6 +76,8 @@ QUERIES = {
     "agent": "query($agentId: ID!) { agent(id: $agentId) { id } }",
     "agents": "{ agents { nodes { id } } }",
     "viewer": "{ viewer { role } }",
+    "auditEntries": "{ auditEntries { nodes { id } } }",
+    "verifyAudit": "query($id: ID!) { verifyAudit(jobId: $id) { ok } }",
 }
 
 
