@@ -235,6 +235,44 @@ async def test_notes_invalidate_no_run(rt: Runtime) -> None:
         assert len(notes) == sum(written[number * 3 : number * 3 + 3])
 
 
+WRITE = """
+import asyncio, sys
+import signoff
+from pathlib import Path
+from uuid import UUID
+from signoff.wiring import runtime
+from services import jobs
+from tests.support.making import MEMBER
+from tests.support.running import settings_for
+async def main(url, folder, job_id, name):
+    settings = settings_for(url, Path(folder))
+    async with runtime(settings, allow_private_agents=True, work=False) as rt:
+        for number in range(10):
+            notes = [jobs.add_note(rt, MEMBER, UUID(job_id), f"{name} {number} {n}") for n in "ab"]
+            await asyncio.gather(*notes)
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_two_processes_write_one_chain(
+    rt: Runtime, database_url: str, tmp_path: Path
+) -> None:
+    job = await make_job(rt)
+    started = [
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-c", WRITE, database_url, str(tmp_path), str(job.id), name),
+            cwd=SDL_FILE.parent,
+            stderr=subprocess.PIPE,
+        )
+        for name in ("one", "two")
+    ]
+    for process in started:
+        _, problems = await process.communicate()
+        assert (process.returncode, problems) == (0, b"")
+    assert (await verified(job)) == Verification(41, (await logs_of(job))[-1].hash)
+
+
 # What belongs to no job
 
 

@@ -191,7 +191,8 @@ async def outcome(world: World, name: str, key: str | None, given: dict[str, Jso
     used = {n: v for n, v in arguments.items() if f"${n}:" in document}
     body = await answer(world.client, document, key, **used)
     if "errors" in body:
-        return body["errors"][0]["extensions"]["code"]
+        code = body["errors"][0]["extensions"]["code"]
+        return "allowed" if code == "NOT_FOUND" else code  # of a job that nobody has
     shown = body["data"][name]
     if isinstance(shown, dict) and shown.get("__typename") == "Forbidden":
         return cast("Json", shown)["code"]
