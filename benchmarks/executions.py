@@ -95,6 +95,7 @@ def running(database_url: str | None) -> Generator[None]:
         environment = os.environ | {"SIGNOFF_KEY_FILE": str(Path(folder) / "signoff.key")}
         environment["SIGNOFF_DATABASE_URL"] = database_url or f"sqlite://{folder}/signoff.db"
         environment |= {"SIGNOFF_ALLOW_PRIVATE_AGENTS": "1", "SIGNOFF_SAMPLE_AGENT": "0"}
+        environment["SIGNOFF_RATE_PER_MINUTE"] = "0"
         command = [sys.executable, "-m", "signoff", "serve", "--port", str(SERVER_PORT)]
         with agent_process():
             server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -209,9 +210,8 @@ async def measure_alone(database_url: str | None, count: int) -> None:
 
 async def made_alone(rt: Runtime, count: int) -> list[Job]:
     url = f"http://127.0.0.1:{AGENT_PORT}/"
-    saved = await agents.save(
-        rt, SaveAgent(name=f"alone {time.time()}", endpoint_url=url, max_concurrency=200)
-    )
+    command = SaveAgent(name=f"alone {time.time()}", endpoint_url=url, max_concurrency=200)
+    saved = await agents.save(rt, LOCAL_ADMIN, command)
     draft = {
         "name": "benchmark",
         "acceptance_criteria": {"items": [dict(each) for each in CRITERIA]},

@@ -38,11 +38,12 @@ from schema.types.attempt import Attempt
 from schema.types.verdict import Verdict
 from services.actors import LOCAL_ADMIN, Viewer
 from services.jobs import Assign
+from services.rates import Rates
 from services.runtime import Runtime
 from signoff.auth import Gate
 from signoff.transport import View
 
-RUNTIME = cast("Runtime", SimpleNamespace(tracer=None))
+RUNTIME = cast("Runtime", SimpleNamespace(tracer=None, rates=Rates(1_000_000_000)))
 HOST = "127.0.0.1"
 PORTS = {"plain": 8393, "ours": 8394}
 OUTCOME = "{ __typename ... on Job { id } ... on Error { message } }"

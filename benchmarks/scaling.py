@@ -50,6 +50,7 @@ def environment(database_url: str, folder: str) -> dict[str, str]:
         "SIGNOFF_KEY_FILE": str(Path(folder) / "signoff.key"),
         "SIGNOFF_ALLOW_PRIVATE_AGENTS": "1",
         "SIGNOFF_SAMPLE_AGENT": "0",
+        "SIGNOFF_RATE_PER_MINUTE": "0",
     }
 
 

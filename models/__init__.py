@@ -5,7 +5,7 @@ from models.agent import Agent, AgentAvailability
 from models.agent_gate import AgentGate
 from models.api_key import ApiKey, Role
 from models.attempt import Attempt, AttemptState
-from models.audit_entry import AuditEntry, AuditHead
+from models.audit_entry import AuditEntry
 from models.criteria_set import CriteriaSet
 from models.idempotency_key import IdempotencyKey
 from models.job import (
@@ -24,9 +24,13 @@ from models.job_tag import JobTag
 from models.queue_entry import QueueEntry, QueueState
 from models.timer import Timer, TimerKind
 from models.verdict import CriterionKind, Verdict, VerdictOutcome
+from models.webhook import Webhook
+from models.webhook_delivery import WebhookDelivery, WebhookDeliveryState
 from models.worker import Worker
+from models.workspace import DEFAULT_WORKSPACE, Workspace
 
 __all__ = [
+    "DEFAULT_WORKSPACE",
     "ActorKind",
     "Agent",
     "AgentAvailability",
@@ -35,7 +39,6 @@ __all__ = [
     "Attempt",
     "AttemptState",
     "AuditEntry",
-    "AuditHead",
     "CompletionMode",
     "CriteriaSet",
     "CriterionKind",
@@ -57,7 +60,11 @@ __all__ = [
     "TimerKind",
     "Verdict",
     "VerdictOutcome",
+    "Webhook",
+    "WebhookDelivery",
+    "WebhookDeliveryState",
     "Worker",
+    "Workspace",
     "hashes",
     "jsontext",
     "statements",

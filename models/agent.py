@@ -6,6 +6,7 @@ from tortoise import fields
 from tortoise.indexes import Index
 
 from models.base import InstantField, Table, now
+from models.workspace import DEFAULT_WORKSPACE
 
 
 class AgentAvailability(StrEnum):
@@ -17,7 +18,7 @@ class AgentAvailability(StrEnum):
 class Agent(Table):
     """An HTTP endpoint that does jobs."""
 
-    name = fields.CharField(max_length=200, unique=True)
+    name = fields.CharField(max_length=200)
     description = fields.TextField()
     endpoint_url = fields.CharField(max_length=2000)
     input_schema_json = fields.TextField(default="{}")
@@ -40,9 +41,11 @@ class Agent(Table):
     signing_secret_sealed = fields.TextField()
     version = fields.IntField(default=1)
     updated_at = InstantField(default=now)
+    workspace_id = fields.IntField(default=DEFAULT_WORKSPACE)
 
     class Meta(Table.Meta):
         abstract = False
         table = "agents"
         table_description = "Endpoints that do jobs"
-        indexes = (Index(fields=("created_at", "id"), name="ix_agents_created"),)
+        unique_together = (("workspace_id", "name"),)
+        indexes = (Index(fields=("workspace_id", "created_at", "id"), name="ix_agents_listed"),)

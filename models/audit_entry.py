@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from tortoise import fields
+from tortoise.indexes import Index
 from tortoise.models import Model
 
 from models.base import InstantField, now
@@ -8,9 +9,14 @@ from models.job import ActorKind
 
 
 class AuditEntry(Model):
-    """What was done that belongs to no job; its key gives the order of its one chain."""
+    """What was done in a workspace that belongs to no job.
+
+    `seq` is its place; `hash` is over all that it says and over that of the workspace's entry
+    before it.
+    """
 
     seq: fields.Field[int] = fields.BigIntField(primary_key=True)
+    workspace_id = fields.IntField()
     action = fields.CharField(max_length=64)
     subject = fields.CharField(max_length=200)
     changes_json = fields.TextField()
@@ -23,14 +29,4 @@ class AuditEntry(Model):
     class Meta(Model.Meta):
         table = "audit_entries"
         table_description = "The audit log of what belongs to no job"
-
-
-class AuditHead(Model):
-    """The one row, with key 1, that says where the chain of the audit entries ends."""
-
-    id = fields.IntField(primary_key=True, generated=False)
-    log_head = fields.CharField(max_length=64, default="")
-
-    class Meta(Model.Meta):
-        table = "audit_heads"
-        table_description = "Where the chain of the audit log ends"
+        indexes = (Index(fields=("workspace_id", "seq"), name="ix_audit_entries_workspace"),)

@@ -4,6 +4,7 @@ from tortoise import fields
 from tortoise.indexes import Index
 
 from models.base import Table
+from models.workspace import DEFAULT_WORKSPACE
 
 
 class IdempotencyKey(Table):
@@ -13,6 +14,7 @@ class IdempotencyKey(Table):
     index. So `job_id` is no foreign key.
     """
 
+    workspace_id = fields.IntField(default=DEFAULT_WORKSPACE)
     viewer_id = fields.CharField(max_length=200)
     key = fields.CharField(max_length=200)
     request_hash = fields.CharField(max_length=64)
@@ -23,5 +25,5 @@ class IdempotencyKey(Table):
         abstract = False
         table = "idempotency_keys"
         table_description = "Mutations already answered"
-        unique_together = (("viewer_id", "key"),)
+        unique_together = (("workspace_id", "viewer_id", "key"),)
         indexes = (Index(fields=("created_at",), name="ix_idempotency_created"),)

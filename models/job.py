@@ -8,6 +8,7 @@ from tortoise.indexes import Index
 
 from models.agent import Agent
 from models.base import InstantField, Table, now
+from models.workspace import DEFAULT_WORKSPACE
 
 
 class JobStatus(StrEnum):
@@ -146,6 +147,7 @@ class Job(Table):
     created_by_name = fields.CharField(max_length=200)
     updated_at = InstantField(default=now)
     archived_at = InstantField(null=True)
+    workspace_id = fields.IntField(default=DEFAULT_WORKSPACE)
 
     agent: fields.ForeignKeyNullableRelation[Agent] = fields.ForeignKeyField(
         "models.Agent", related_name=False, null=True, on_delete=fields.RESTRICT
@@ -157,11 +159,16 @@ class Job(Table):
         table = "jobs"
         table_description = "Work with acceptance criteria"
         indexes = (
-            Index(fields=("created_at", "id"), name="ix_jobs_created"),
-            Index(fields=("updated_at", "id"), name="ix_jobs_updated"),
-            Index(fields=("due_at", "id"), name="ix_jobs_due"),
-            Index(fields=("priority", "created_at", "id"), name="ix_jobs_priority"),
-            Index(fields=("status", "created_at", "id"), name="ix_jobs_status"),
+            Index(fields=("workspace_id", "created_at", "id"), name="ix_jobs_by_created"),
+            Index(fields=("workspace_id", "updated_at", "id"), name="ix_jobs_by_updated"),
+            Index(fields=("workspace_id", "due_at", "id"), name="ix_jobs_by_due"),
+            Index(
+                fields=("workspace_id", "priority", "created_at", "id"), name="ix_jobs_by_priority"
+            ),
+            Index(fields=("workspace_id", "status", "created_at", "id"), name="ix_jobs_by_status"),
             Index(fields=("agent_id", "created_at", "id"), name="ix_jobs_agent"),
-            Index(fields=("created_by_id", "created_at", "id"), name="ix_jobs_creator"),
+            Index(
+                fields=("workspace_id", "created_by_id", "created_at", "id"),
+                name="ix_jobs_by_creator",
+            ),
         )

@@ -11,6 +11,7 @@ from models.agent import Agent
 from models.attempt import Attempt
 from models.base import InstantField, now
 from models.job import ActorKind, Job, JobStatus
+from models.workspace import DEFAULT_WORKSPACE
 
 
 class JobLogType(StrEnum):
@@ -41,7 +42,8 @@ class JobLog(Model):
     actor_id = fields.CharField(max_length=200, null=True)
     actor_name = fields.CharField(max_length=200)
     created_at = InstantField(default=now)
-    hash = fields.CharField(max_length=64)
+    workspace_id = fields.IntField(default=DEFAULT_WORKSPACE)
+    hash = fields.CharField(max_length=64, default="")
 
     job: fields.ForeignKeyRelation[Job] = fields.ForeignKeyField(
         "models.Job", related_name=False, on_delete=fields.RESTRICT
@@ -61,6 +63,7 @@ class JobLog(Model):
         table_description = "The audit log and event stream"
         indexes = (
             Index(fields=("job_id", "seq"), name="ix_job_logs_job"),
+            Index(fields=("workspace_id", "seq"), name="ix_job_logs_workspace"),
             Index(fields=("attempt_id",), name="ix_job_logs_attempt"),
             Index(fields=("agent_id",), name="ix_job_logs_agent"),
         )

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar, cast
 from uuid import UUID
 
-from tortoise import connections
+from tortoise.context import require_context
 from tortoise.fields import BigIntField, CharField, FloatField, IntField, TextField, UUIDField
 from tortoise.fields.base import Field
 from tortoise.models import Model
@@ -96,11 +96,11 @@ class Database(Protocol):
 
 
 def database() -> Database:
-    return cast("Database", connections.get("default"))
+    return cast("Database", require_context().connections.get("default"))
 
 
 def is_sqlite() -> bool:
-    return connections.get("default").capabilities.dialect == "sqlite"
+    return require_context().connections.get("default").capabilities.dialect == "sqlite"
 
 
 Encode = Callable[[Any], Any]
@@ -126,6 +126,11 @@ def _encoder(field: Field[Any]) -> Encode | None:
 def _text(value: UUID | None) -> str | None:
     """Remembered, since an execution writes the same few keys some forty times."""
     return None if value is None else str(value)
+
+
+@lru_cache(maxsize=10_000)
+def _uuid(value: str | UUID) -> UUID:
+    return value if isinstance(value, UUID) else UUID(value)
 
 
 def _value(value: Any) -> Any:
@@ -273,6 +278,8 @@ def _decoder(field: Any) -> Decode | None:
     """Text and whole numbers come from both databases as they are."""
     if type(field) in PLAIN:
         return None
+    if isinstance(field, UUIDField):
+        return _uuid
     return getattr(field, "enum_type", None) or field.to_python_value
 
 

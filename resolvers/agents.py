@@ -33,27 +33,28 @@ async def by_keys(info: Info, ids: Sequence[UUID]) -> list[Agent]:
 
 async def by_id(info: Info, id: str) -> Agent | None:
     try:
-        return await agents.get(key(id))
+        return await agents.get(info.context.viewer, key(id))
     except NotFound:
         return None
 
 
 async def page(info: Info, where: AgentFilter | None, window: Window) -> Page[Agent]:
-    return await reading.agents(where, window)
+    return await reading.agents(info.context.viewer, where, window)
 
 
 async def save(info: Info, command: SaveAgent) -> Saved:
-    return await agents.save(info.context.rt, command, info.context.viewer)
+    return await agents.save(info.context.rt, info.context.viewer, command)
 
 
 async def set_availability(info: Info, id: str, availability: AgentAvailability) -> Agent:
-    viewer = info.context.viewer
-    return await agents.set_availability(info.context.rt, key(id), availability, viewer)
+    return await agents.set_availability(
+        info.context.rt, info.context.viewer, key(id), availability
+    )
 
 
 async def reset_circuit(info: Info, id: str) -> Agent:
-    return await circuits.reset(info.context.rt, key(id), info.context.viewer)
+    return await circuits.reset(info.context.rt, info.context.viewer, key(id))
 
 
 async def test(info: Info, id: str, input: object) -> Trial:
-    return await agents.test(info.context.rt, key(id), input)
+    return await agents.test(info.context.rt, info.context.viewer, key(id), input)

@@ -9,11 +9,11 @@ from services.verification import Verification
 
 
 async def page(info: Info, window: Window) -> Page[AuditEntry]:
-    return await audit.entries(window)
+    return await audit.entries(info.context.viewer, window)
 
 
 async def verify(info: Info, job_id: str | None) -> Verification:
     viewer = info.context.viewer
     if job_id is None:
-        return await verification.of_everything(viewer)
+        return await verification.of_workspace(viewer)
     return await verification.of_job(viewer, jobs.key(job_id))

@@ -9,7 +9,7 @@ from uuid import UUID
 import strawberry
 from strawberry.dataloader import DataLoader
 
-from models import Agent, Attempt, CriteriaSet, Job, JobDependency, Verdict
+from models import Agent, Attempt, CriteriaSet, Job, JobDependency, JobLog, Verdict
 from services import agents, budgets, circuits, dependencies, jobs, reading, waiting
 from services.actors import Viewer
 from services.circuits import Circuit
@@ -35,7 +35,7 @@ class Loaders:
 
     @cached_property
     def agents(self) -> DataLoader[UUID, Agent | None]:
-        return _batching(agents.get_many)
+        return _batching(partial(agents.seen_by, self._viewer))
 
     @cached_property
     def jobs(self) -> DataLoader[UUID, Job | None]:
@@ -88,6 +88,10 @@ class Loaders:
     @cached_property
     def positions(self) -> DataLoader[UUID, int]:
         return _batching(reading.positions)
+
+    @cached_property
+    def log_entries(self) -> DataLoader[int, JobLog | None]:
+        return _batching(partial(reading.log_entries, self._viewer))
 
     @cached_property
     def unmet(self) -> DataLoader[UUID, list[Job]]:

@@ -186,6 +186,8 @@ async def status_changes(
         await jobs.get(viewer, wanted)
     async with aclosing(info.context.rt.events.subscribe(position)) as entries:
         async for entry in entries:
+            if entry.workspace_id != viewer.workspace_id:
+                continue
             if entry.type is JobLogType.STATUS_CHANGE and wanted in (None, entry.job_id):
                 job = await reading.job_if(viewer, entry.job_id, where)
                 if job is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from models import Agent, Attempt, Job, JobLog, Verdict
-from resolvers import agents, jobs
+from models import Agent, Attempt, Job, JobLog, Verdict, Webhook, WebhookDelivery
+from resolvers import agents, jobs, webhooks
 from resolvers.context import Info
 from services import reading
 from services.values import parse_id
@@ -13,10 +13,10 @@ from services.values import parse_id
 MAX_DIGITS = 18
 """Of a position in the log: a number of so many fits its column."""
 
-Row = Job | Agent | Attempt | Verdict | JobLog
+Row = Job | Agent | Attempt | Verdict | JobLog | Webhook | WebhookDelivery
 
 
-async def by_id(info: Info, id: str) -> Row | None:
+async def by_id(info: Info, id: str) -> Row | None:  # noqa: PLR0911 - one for each type
     """None for what is not there, for what the viewer must not see, for what is no id."""
     viewer = info.context.viewer
     kind, _, tail = id.partition("_")
@@ -33,6 +33,10 @@ async def by_id(info: Info, id: str) -> Row | None:
             return await reading.verdict(viewer, verdict_id) if verdict_id else None
         case "log" if tail.isdecimal() and len(tail) <= MAX_DIGITS:
             return await reading.log_entry(viewer, int(tail))
+        case "webhook":
+            return await webhooks.by_id(info, id)
+        case "delivery":
+            return await webhooks.delivery_by_id(info, id)
         case _:
             return None
 

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterable
+from copy import copy
+from typing import Any, Self
 
 import strawberry
 from graphql import (
     GraphQLError,
     build_schema,
     lexicographic_sort_schema,
-    parse,
     print_schema,
-    specified_rules,
 )
 from strawberry.extensions import SchemaExtension
 from strawberry.extensions.runner import SchemaExtensionsRunner
 from strawberry.schema.config import StrawberryConfig
 from strawberry.schema.name_converter import NameConverter
-from strawberry.schema.schema import validate_document
 from strawberry.types import ExecutionContext
 
+from resolvers.context import Context
 from schema import enums as enums  # before the inputs, which have fields of these types
 from schema import inputs as inputs
-from schema.documents import Checked, Steps
+from schema.documents import Documents
 from schema.errors import HANDLERS
-from schema.failures import MAX_ERRORS, shown
+from schema.failures import MAX_ERRORS, shown, without_hint
+from schema.limits import Limits, may_introspect
 from schema.mutation import Mutation
 from schema.query import Query
 from schema.scalars import SCALARS
+from schema.steps import Steps
 from schema.subscription import Subscription
 from schema.tracing import Traced
 from schema.types.attempt import Attempt
 from schema.types.verdict import Verdict
-
-CACHED_DOCUMENTS = 1000
 
 
 class _Names(NameConverter):
@@ -45,24 +44,37 @@ class _Names(NameConverter):
 
 
 class Schema(strawberry.Schema):
+    """`documents` are those that it takes, and keeps parsed."""
+
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
-        self._checked = lru_cache(CACHED_DOCUMENTS)(self._check)
+        self.documents = Documents(self._schema)
 
-    def _check(self, query: str) -> Checked:
-        document = parse(query)
-        return document, validate_document(self._schema, document, tuple(specified_rules))
+    def limited(self, limits: Limits, trusted: Iterable[str] | None = None) -> Self:
+        """The same schema for a server of its own, which takes only `trusted` texts if given.
+
+        Raises `GraphQLError` for a trusted one that is not valid.
+        """
+        limited = copy(self)
+        limited.documents = Documents(self._schema, limits)
+        if trusted is not None:
+            limited.documents = limited.documents.trusting(trusted)
+        return limited
 
     def create_extensions_runner(
         self, execution_context: ExecutionContext, extensions: list[SchemaExtension]
     ) -> SchemaExtensionsRunner:
-        return Steps(execution_context, extensions, self._checked)
+        return Steps(execution_context, extensions, self.documents)
 
     def process_errors(
         self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None
     ) -> None:
         """Leave of them what a client may know; what is unexpected is logged there."""
-        errors[:] = [shown(error) for error in errors[:MAX_ERRORS]]
+        context: Context | None = execution_context.context if execution_context else None
+        told = errors[:MAX_ERRORS]
+        if context and not may_introspect(self.documents.limits, context.viewer):
+            told = [without_hint(error) for error in told]
+        errors[:] = [shown(error) for error in told]
 
 
 schema = Schema(

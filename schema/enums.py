@@ -18,6 +18,7 @@ from models import (
     Role,
     StatusReason,
     VerdictOutcome,
+    WebhookDeliveryState,
 )
 from services.circuits import CircuitState
 from services.errors import ErrorCode
@@ -50,6 +51,10 @@ strawberry.enum(
     CircuitState,
     description="OPEN lets nothing through; HALF_OPEN one execution at a time, to see how it goes.",
 )
+strawberry.enum(
+    WebhookDeliveryState,
+    description="PENDING waits for its next attempt, SENDING is one under way; FAILED is given up.",
+)
 strawberry.enum(ErrorCode, description="What kind of failure it is.")
 strawberry.enum(OrderDirection)
 strawberry.enum(JobOrderField)
@@ -73,4 +78,5 @@ __all__ = [
     "Role",
     "StatusReason",
     "VerdictOutcome",
+    "WebhookDeliveryState",
 ]

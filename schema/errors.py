@@ -7,7 +7,7 @@ and subscriptions, the failure is a GraphQL error with `extensions.code`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -18,6 +18,7 @@ from strawberry.types.field import StrawberryField
 
 from resolvers.context import Context
 from schema.enums import ErrorCode, JobAction, JobStatus
+from schema.failures import clipped
 from services import errors
 
 if TYPE_CHECKING:
@@ -144,13 +145,17 @@ def _forbidden(e: errors.Forbidden) -> Forbidden:
 
 
 def _invalid_input(e: errors.InvalidInput) -> InvalidInput:
-    fields = [FieldProblem(path=list(p.path), message=p.message) for p in e.problems]
-    return InvalidInput(code=e.code, message=str(e), fields=fields)
+    fields = [_field(each.path, each.message) for each in e.problems]
+    return InvalidInput(code=e.code, message=clipped(str(e)), fields=fields)
 
 
 def _invalid_command(e: InputValidationError) -> InvalidInput:
-    fields = [FieldProblem(path=each.location, message=each.message) for each in e.errors]
-    return InvalidInput(code=ErrorCode.VALIDATION, message=str(e), fields=fields)
+    fields = [_field(each.location, each.message) for each in e.errors]
+    return InvalidInput(code=ErrorCode.VALIDATION, message=clipped(str(e)), fields=fields)
+
+
+def _field(path: Iterable[str], message: str) -> FieldProblem:
+    return FieldProblem(path=[clipped(each) for each in path], message=clipped(message))
 
 
 def _illegal_transition(e: errors.IllegalTransition) -> IllegalTransition:

@@ -27,8 +27,10 @@ from services.decisions import CancelJob, ForceComplete, ResubmitJob, Review
 from services.dependencies import DependencyDraft
 from services.execution import ExecuteJob
 from services.jobs import Assign, CreateJob, UpdateJob
+from services.keys import CreateApiKey
 from services.reading import JobOrder
 from services.retries import RetryPolicyDraft
+from services.webhooks.hooks import SaveWebhook
 
 NAMES: dict[type[BaseModel], str] = {
     CriterionDraft: "CriterionInput",
@@ -46,6 +48,8 @@ NAMES: dict[type[BaseModel], str] = {
     CancelJob: "CancelJobInput",
     Review: "ReviewInput",
     SaveAgent: "SaveAgentInput",
+    SaveWebhook: "SaveWebhookInput",
+    CreateApiKey: "CreateApiKeyInput",
     JobOrder: "JobOrder",
     filters.JobIDComparator: "JobIDComparator",
     filters.AgentIDComparator: "AgentIDComparator",

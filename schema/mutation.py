@@ -4,7 +4,7 @@ from typing import Annotated, TypeAlias
 
 import strawberry
 
-from resolvers import agents, jobs
+from resolvers import agents, jobs, keys, webhooks
 from resolvers.context import Info
 from schema.enums import AgentAvailability
 from schema.errors import (
@@ -22,14 +22,18 @@ from schema.errors import (
 )
 from schema.permissions import ADMINS, MEMBERS
 from schema.types.agent import Agent, AgentTest
+from schema.types.api_key import ApiKey, NewApiKey
 from schema.types.job import Job
 from schema.types.job_log import JobLog
+from schema.types.webhook import NewWebhook, Webhook, WebhookDelivery
 from services.agents import SaveAgent
 from services.assignment import AssignJob, ReassignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob, Review
 from services.execution import ExecuteJob
 from services.jobs import CreateJob, UpdateJob
+from services.keys import CreateApiKey
 from services.values import Json
+from services.webhooks.hooks import OVERLAP_SECONDS, SaveWebhook
 
 Change: TypeAlias = Job | InvalidInput | NotFound | Forbidden | IllegalTransition | VersionConflict
 """What every change of a job can end in."""
@@ -87,6 +91,30 @@ ResetAgentCircuitResult: TypeAlias = Annotated[
 TestAgentResult: TypeAlias = Annotated[
     AgentTest | InvalidInput | NotFound | Forbidden | SchemaMismatch,
     strawberry.union("TestAgentResult"),
+]
+SaveWebhookResult: TypeAlias = Annotated[
+    NewWebhook | InvalidInput | NotFound | Forbidden | LimitExceeded,
+    strawberry.union("SaveWebhookResult"),
+]
+RotateWebhookSecretResult: TypeAlias = Annotated[
+    NewWebhook | InvalidInput | NotFound | Forbidden,
+    strawberry.union("RotateWebhookSecretResult"),
+]
+DeleteWebhookResult: TypeAlias = Annotated[
+    Webhook | NotFound | Forbidden, strawberry.union("DeleteWebhookResult")
+]
+TestWebhookResult: TypeAlias = Annotated[
+    WebhookDelivery | InvalidInput | NotFound | Forbidden, strawberry.union("TestWebhookResult")
+]
+RedeliverWebhookResult: TypeAlias = Annotated[
+    WebhookDelivery | InvalidInput | NotFound | Forbidden,
+    strawberry.union("RedeliverWebhookResult"),
+]
+CreateApiKeyResult: TypeAlias = Annotated[
+    NewApiKey | InvalidInput | Forbidden, strawberry.union("CreateApiKeyResult")
+]
+RevokeApiKeyResult: TypeAlias = Annotated[
+    ApiKey | NotFound | Forbidden, strawberry.union("RevokeApiKeyResult")
 ]
 
 
@@ -189,3 +217,54 @@ class Mutation:
     )
     async def test_agent(self, info: Info, id: strawberry.ID, input: Json) -> TestAgentResult:
         return AgentTest.of(await agents.test(info, id, input))
+
+    @strawberry.mutation(
+        extensions=[MEMBERS],
+        description="Make or change a webhook. A new one comes with its secret, told only here.",
+    )
+    async def save_webhook(self, info: Info, input: SaveWebhook) -> SaveWebhookResult:
+        return NewWebhook.of(await webhooks.save(info, input))
+
+    @strawberry.mutation(
+        extensions=[MEMBERS],
+        description="Give a webhook a new secret; the one before it signs too for the overlap.",
+    )
+    async def rotate_webhook_secret(
+        self, info: Info, id: strawberry.ID, overlap_seconds: int = OVERLAP_SECONDS
+    ) -> RotateWebhookSecretResult:
+        return NewWebhook.of(await webhooks.rotate_secret(info, id, overlap_seconds))
+
+    @strawberry.mutation(
+        extensions=[MEMBERS], description="Remove a webhook and its deliveries; shows it as it was."
+    )
+    async def delete_webhook(self, info: Info, id: strawberry.ID) -> DeleteWebhookResult:
+        return Webhook.of(await webhooks.delete(info, id))
+
+    @strawberry.mutation(
+        extensions=[MEMBERS], description="Send a webhook an event that tells of nothing."
+    )
+    async def test_webhook(self, info: Info, id: strawberry.ID) -> TestWebhookResult:
+        return WebhookDelivery.of(await webhooks.test(info, id))
+
+    @strawberry.mutation(
+        extensions=[MEMBERS],
+        description="Deliver an event again, at once; the receiver knows it by the same id.",
+    )
+    async def redeliver_webhook(
+        self, info: Info, delivery_id: strawberry.ID
+    ) -> RedeliverWebhookResult:
+        return WebhookDelivery.of(await webhooks.redeliver(info, delivery_id))
+
+    @strawberry.mutation(
+        extensions=[ADMINS], description="Make an API key of the caller's workspace; told once."
+    )
+    async def create_api_key(self, info: Info, input: CreateApiKey) -> CreateApiKeyResult:
+        made = await keys.create(info, input)
+        return NewApiKey(api_key=ApiKey.of(made.key), key=made.text)
+
+    @strawberry.mutation(
+        extensions=[ADMINS],
+        description="Take an API key back: it opens nothing any more, from this moment on.",
+    )
+    async def revoke_api_key(self, info: Info, id: strawberry.ID) -> RevokeApiKeyResult:
+        return ApiKey.of(await keys.revoke(info, id))

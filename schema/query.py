@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import strawberry
 
-from resolvers import agents, audit, jobs, logs, nodes
+from resolvers import agents, audit, jobs, keys, logs, nodes, webhooks
 from resolvers.context import Info
 from schema.connections import Connection, connection
 from schema.enums import JobLogType
-from schema.permissions import ADMINS, VIEWERS
+from schema.permissions import ADMINS, MEMBERS, VIEWERS
 from schema.scalars import EventCursor
 from schema.types.actor import Viewer
 from schema.types.agent import Agent
+from schema.types.api_key import ApiKey
 from schema.types.audit import AuditEntry, AuditVerification
 from schema.types.job import Job
 from schema.types.job_log import JobLog
 from schema.types.node import Node
 from schema.types.registry import node_of
+from schema.types.webhook import Webhook
 from services.filters import AgentFilter, JobFilter
 from services.paging import Window, encode_position
 from services.reading import JobOrder
@@ -82,22 +84,61 @@ class Query:
         return connection(await agents.page(info, where, window), Agent.of)
 
     @strawberry.field(
-        extensions=[ADMINS], description="What was done that belongs to no job, newest first."
+        extensions=[ADMINS],
+        description="What was done in the caller's workspace that belongs to no job, newest first.",
     )
     async def audit_entries(
-        self, info: Info, first: int = 50, after: str | None = None
+        self,
+        info: Info,
+        first: int | None = None,
+        after: str | None = None,
+        last: int | None = None,
+        before: str | None = None,
     ) -> Connection[AuditEntry]:
-        return connection(await audit.page(info, Window(first, after)), AuditEntry.of)
+        window = Window(first, after, last, before)
+        return connection(await audit.page(info, window), AuditEntry.of)
 
     @strawberry.field(
         extensions=[VIEWERS],
         description="Whether a job's log is as it was written; without an id those of all jobs "
-        "and the audit log, for admins.",
+        "of the workspace and its audit log, for admins.",
     )
     async def verify_audit(
         self, info: Info, job_id: strawberry.ID | None = None
     ) -> AuditVerification:
         return AuditVerification.of(await audit.verify(info, job_id))
+
+    @strawberry.field(extensions=[MEMBERS], description="Of the caller, or anybody's for admins.")
+    async def webhook(self, info: Info, id: strawberry.ID) -> Webhook | None:
+        row = await webhooks.by_id(info, id)
+        return Webhook.of(row) if row else None
+
+    @strawberry.field(
+        extensions=[MEMBERS], description="The caller's, and everybody's for admins; newest first."
+    )
+    async def webhooks(
+        self,
+        info: Info,
+        first: int | None = None,
+        after: str | None = None,
+        last: int | None = None,
+        before: str | None = None,
+    ) -> Connection[Webhook]:
+        window = Window(first, after, last, before)
+        return connection(await webhooks.page(info, window), Webhook.of)
+
+    @strawberry.field(
+        extensions=[ADMINS], description="The keys of the caller's workspace, newest first."
+    )
+    async def api_keys(
+        self,
+        info: Info,
+        first: int | None = None,
+        after: str | None = None,
+        last: int | None = None,
+        before: str | None = None,
+    ) -> Connection[ApiKey]:
+        return connection(await keys.page(info, Window(first, after, last, before)), ApiKey.of)
 
     @strawberry.field(extensions=[VIEWERS], description="Who the caller is.")
     async def viewer(self, info: Info) -> Viewer:

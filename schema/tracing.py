@@ -18,7 +18,8 @@ class Traced(SchemaExtension):
 
     def on_execute(self) -> Iterator[None]:
         running = self.execution_context
-        tracer = cast("Context", running.context).rt.tracer
+        context = cast("Context | None", running.context)
+        tracer = context.rt.tracer if context else None
         if tracer is None or running.operation_type is OperationType.SUBSCRIPTION:
             yield
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,11 +14,18 @@ from tortoise.exceptions import IntegrityError
 
 from models import Agent, AgentAvailability, jsontext, statements
 from models.base import uuid7
-from services import agent_http, audit, json_schemas, timers
-from services.actors import SYSTEM, Actor, Viewer
+from services import agent_changes, agent_http, json_schemas, timers
+from services.actors import Viewer
 from services.agent_http import AgentCallFailed, AgentRequest
 from services.agent_http.usage import micros
-from services.errors import AgentUnavailable, InvalidInput, NotFound, Problem, SchemaMismatch
+from services.errors import (
+    AgentUnavailable,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    Problem,
+    SchemaMismatch,
+)
 from services.judges.languages import NotEvaluated
 from services.retries import LADDER, RetryPolicyDraft
 from services.runtime import Runtime
@@ -154,82 +161,40 @@ class Trial:
     problem: str | None
 
 
-async def save(rt: Runtime, command: SaveAgent, by: Actor | Viewer = SYSTEM) -> Saved:
-    """Raises `InvalidInput` or `NotFound`; other processes follow within a second."""
+async def save(rt: Runtime, viewer: Viewer, command: SaveAgent) -> Saved:
+    """Raises `InvalidInput`, `NotFound` or `Forbidden`; other processes follow within a second."""
     try:
-        return await _save(rt, command, by)
+        return await _save(rt, viewer, command)
     except IntegrityError:
-        if not await Agent.exists(name=command.name):
+        if not await Agent.exists(workspace_id=viewer.workspace_id, name=command.name):
             raise
         message = f"an agent “{command.name}” exists already"
         raise InvalidInput.at("input", "name", message=message) from None
 
 
 @atomic
-async def _save(rt: Runtime, command: SaveAgent, by: Actor | Viewer) -> Saved:
+async def _save(rt: Runtime, viewer: Viewer, command: SaveAgent) -> Saved:
     columns = _columns(rt, command)
     if command.id is None:
+        if viewer.is_scoped:
+            raise Forbidden("Your key is limited to some agents or owners: it cannot make agents.")
         secret = command.secret or agent_http.new_secret()
         columns.setdefault("description", "")
         columns.setdefault("signing_secret_sealed", rt.vault.seal(secret))
-        made = Agent(**columns)
+        made = Agent(workspace_id=viewer.workspace_id, **columns)
         current().insert(made)
-        await audit.record(rt, by, "agent.made", _subject(made), _told(None, columns))
+        await agent_changes.tell(viewer, "agent.made", made, columns, new=True)
         return Saved(made, None if command.secret else secret)
-    agent = await get(command.id)
+    agent = await changeable(viewer, command.id)
     if command.expected_version not in (None, agent.version):
         raise InvalidInput.at(
             "input",
             "expectedVersion",
             message=f"the agent has changed: it is at version {agent.version}",
         )
-    await audit.record(rt, by, "agent.changed", _subject(agent), _told(agent, columns))
+    await agent_changes.tell(viewer, "agent.changed", agent, columns)
     _change(agent, columns)
     return Saved(agent, None)
-
-
-TOLD: Mapping[str, str] = {
-    "name": "name",
-    "description": "description",
-    "endpoint_url": "endpointUrl",
-    "input_schema_json": "inputSchema",
-    "output_schema_json": "outputSchema",
-    "timeout_seconds": "timeoutSeconds",
-    "max_concurrency": "maxConcurrency",
-    "rate_per_minute": "ratePerMinute",
-    "max_call_tokens": "maxCallTokens",
-    "max_call_micros": "maxCallMicros",
-    "idempotent": "idempotent",
-    "accepts_feedback": "acceptsFeedback",
-    "retry_json": "retryPolicy",
-    "availability": "availability",
-    "auth_header_sealed": "authHeader",
-    "signing_secret_sealed": "secret",
-}
-"""The columns that the audit log tells of, by the names that it gives them."""
-
-
-def _told(agent: Agent | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What `given` columns change in the agent as it is; of secrets only that there is one."""
-    return {
-        TOLD[column]: audit.change(_shown(column, old), _shown(column, value))
-        for column, value in given.items()
-        if (old := getattr(agent, column, None)) != value
-    }
-
-
-def _shown(column: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if column.endswith("_sealed"):
-        return "[secret]"
-    if column == "endpoint_url":
-        return audit.place(value)
-    return jsontext.loads(value) if column.endswith("_json") else value
-
-
-def _subject(agent: Agent) -> str:
-    return public_id("agent", agent.id)
 
 
 def _change(agent: Agent, changes: dict[str, Any]) -> None:
@@ -285,20 +250,37 @@ def _check_reachable(rt: Runtime, url: str) -> None:
 
 @atomic
 async def set_availability(
-    rt: Runtime, agent_id: UUID, availability: AgentAvailability, by: Actor | Viewer = SYSTEM
+    rt: Runtime, viewer: Viewer, agent_id: UUID, availability: AgentAvailability
 ) -> Agent:
-    agent = await get(agent_id)
+    """Raises `NotFound` or `Forbidden`."""
+    agent = await changeable(viewer, agent_id)
     changes = {"availability": availability}
-    told = _told(agent, changes)
-    await audit.record(rt, by, "agent.availability_set", _subject(agent), told)
+    await agent_changes.tell(viewer, "agent.availability_set", agent, changes)
     _change(agent, changes)
     return agent
 
 
-async def get(agent_id: UUID) -> Agent:
+async def get(viewer: Viewer, agent_id: UUID) -> Agent:
+    """Raises `NotFound` for a missing agent, and for one of another workspace."""
     agent = await statements.fetch(Agent, id=agent_id)
-    if agent is None:
+    if agent is None or not viewer.sees_agent(agent):
         raise NotFound(public_id("agent", agent_id))
+    return agent
+
+
+async def usable(viewer: Viewer, agent_id: UUID) -> Agent:
+    """The same; raises `Forbidden` for one that the viewer's key is not for."""
+    agent = await get(viewer, agent_id)
+    if not viewer.may_use(agent_id):
+        raise Forbidden(f"Your key is not for the agent “{agent.name}”.")
+    return agent
+
+
+async def changeable(viewer: Viewer, agent_id: UUID) -> Agent:
+    """The same; `Forbidden` too where others' jobs are not the viewer's business."""
+    agent = await usable(viewer, agent_id)
+    if viewer.owners is not None:  # who moves an agent elsewhere reads all that it is sent
+        raise Forbidden("Your key is limited to some owners' jobs: it cannot change agents.")
     return agent
 
 
@@ -308,28 +290,45 @@ async def get_many(agent_ids: Sequence[UUID]) -> list[Agent | None]:
     return [found.get(agent_id) for agent_id in agent_ids]
 
 
-async def active(agent_id: UUID) -> Agent:
-    """Raises `NotFound`, or `AgentUnavailable` for one that takes no work."""
-    agent = await get(agent_id)
+async def seen_by(viewer: Viewer, agent_ids: Sequence[UUID]) -> list[Agent | None]:
+    """The same of what the viewer may see."""
+    found = await get_many(agent_ids)
+    return [agent if agent and viewer.sees_agent(agent) else None for agent in found]
+
+
+async def active(viewer: Viewer, agent_id: UUID) -> Agent:
+    """One to give work to.
+
+    Raises `NotFound`, `Forbidden`, or `AgentUnavailable` for one that takes no work.
+    """
+    agent = await usable(viewer, agent_id)
     if agent.availability is not AgentAvailability.ACTIVE:
         raise AgentUnavailable(agent)
     return agent
 
 
-async def check_fallbacks(policy: RetryPolicyDraft | None, own: UUID | None) -> None:
+async def check_fallbacks(
+    viewer: Viewer, policy: RetryPolicyDraft | None, own: UUID | None
+) -> None:
     """Raises `InvalidInput` unless those who shall take a job over are others that there are."""
     wanted = (policy and policy.fallback_agent_ids) or []
-    found = await get_many(wanted) if wanted else []
+    found = await seen_by(viewer, wanted) if wanted else []
     problems = [
-        Problem(
-            ("input", "retryPolicy", "fallbackAgentIds", str(index)),
-            "there is no such agent" if agent is None else "is the job's own agent",
-        )
+        Problem(("input", "retryPolicy", "fallbackAgentIds", str(index)), why)
         for index, agent in enumerate(found)
-        if agent is None or agent.id == own
+        if (why := _unfit(viewer, agent, own))
     ]
     if problems:
         raise InvalidInput(problems)
+
+
+def _unfit(viewer: Viewer, agent: Agent | None, own: UUID | None) -> str | None:
+    """Why an agent cannot take over from `own`."""
+    if agent is None:
+        return "there is no such agent"
+    if agent.id == own:
+        return "is the job's own agent"
+    return None if viewer.may_use(agent.id) else "is an agent that your key is not for"
 
 
 async def check_input(rt: Runtime, agent: Agent, input: object) -> None:
@@ -373,9 +372,9 @@ def request_for(
     )
 
 
-async def test(rt: Runtime, agent_id: UUID, input: object) -> Trial:
-    """Call an agent outside of any job; raises `NotFound` or `SchemaMismatch`."""
-    agent = await get(agent_id)
+async def test(rt: Runtime, viewer: Viewer, agent_id: UUID, input: object) -> Trial:
+    """Call an agent outside of any job; raises `NotFound`, `Forbidden` or `SchemaMismatch`."""
+    agent = await usable(viewer, agent_id)
     await check_input(rt, agent, input)
     body = jsontext.dumps(input)
     key = public_id("test", uuid7())

@@ -74,7 +74,7 @@ async def _check(rt: Runtime, viewer: Viewer, job: Job, command: AssignJob | Rea
     given = jsontext.loads(job.input_json)
     if isinstance(command, AssignJob) and "input" in command.model_fields_set:
         given = command.input
-    agent = await agents.active(command.assign.agent_id)
+    agent = await agents.active(viewer, command.assign.agent_id)
     await dependencies.check_input(rt, agent, given, await dependencies.aliases(job))
 
 

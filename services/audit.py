@@ -1,6 +1,6 @@
 """What is kept of changes that belong to no job: who did what to which thing, and when.
 
-The entries have one chain of their own. Secrets are never told, only that there is another one.
+The entries of a workspace have one chain. Secrets are never told, only that there is another one.
 """
 
 from __future__ import annotations
@@ -11,38 +11,40 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
-from models import AuditEntry, AuditHead, jsontext, statements
+from models import AuditEntry, Workspace, jsontext, statements
 from services.actors import Actor, Viewer
+from services.errors import Forbidden
 from services.log import bounded
 from services.paging import Page, Sort, Window, fetch, int64
-from services.runtime import Runtime
-from services.transactions import atomic, current
+from services.transactions import current
 from services.values import storable
 
 LONG_BYTES = 2_000
 """Over which a value is told by its size and its hash."""
+REDACTED = "[secret]"
+"""What is told in the place of a secret."""
 NEWEST_FIRST = (Sort("seq", int64, descending=True),)
 
 
-@atomic
-async def record(
-    rt: Runtime, by: Actor | Viewer, action: str, subject: str, changes: Mapping[str, Any]
-) -> None:
-    """Tell of it in the transaction under way, or in one of its own.
+async def record(by: Viewer, action: str, subject: str, changes: Mapping[str, Any]) -> None:
+    """Tell of it in the transaction under way, in the workspace of who did it.
 
-    `action` is a noun and a verb in the past tense, `agent.saved`; `subject` is the public id
+    `action` is a noun and a verb in the past tense, `agent.changed`; `subject` is the public id
     of what was changed; `changes` are made by `between`.
     """
-    await append(by, action, subject, changes)
+    await append(by.actor, by.workspace_id, action, subject, changes)
 
 
-async def append(by: Actor | Viewer, action: str, subject: str, changes: Mapping[str, Any]) -> None:
-    """The same for programs that have no `Runtime`: a transaction must be under way."""
-    head = await statements.fetch(AuditHead, id=1)
-    if head is None:
-        raise LookupError("The row is gone that says where the audit log ends.")
+async def append(
+    by: Actor, workspace_id: int, action: str, subject: str, changes: Mapping[str, Any]
+) -> None:
+    """The same for those who belong to no workspace."""
+    workspace = await statements.fetch(Workspace, id=workspace_id)
+    if workspace is None:
+        raise LookupError(f"There is no workspace {workspace_id}, so nothing can be done in it.")
     text, _ = bounded(changes)
     entry = {
+        "workspace_id": workspace_id,
         "action": action,
         "subject": storable(subject),
         "changes_json": text or "{}",
@@ -52,7 +54,7 @@ async def append(by: Actor | Viewer, action: str, subject: str, changes: Mapping
         "created_at": datetime.now(UTC),
         "hash": "",
     }
-    current().log(head, entry)
+    current().log(workspace, entry)
 
 
 def between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +85,19 @@ def place(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}{'?…' if parts.query else ''}"
 
 
-async def entries(window: Window) -> Page[AuditEntry]:
-    """Newest first."""
-    return await fetch(AuditEntry.all(), NEWEST_FIRST, window)
+async def entries(viewer: Viewer, window: Window) -> Page[AuditEntry]:
+    """Of the viewer's workspace, newest first; raises `Forbidden`."""
+    demand_whole(viewer)
+    rows = AuditEntry.filter(workspace_id=viewer.workspace_id)
+    return await fetch(rows, NEWEST_FIRST, window)
+
+
+def demand_whole(viewer: Viewer) -> None:
+    """Raises `Forbidden` for who does not see all that is done in their workspace."""
+    if not viewer.is_admin:
+        raise Forbidden("Only an admin sees what was done in the whole workspace.")
+    if viewer.is_scoped:
+        raise Forbidden(
+            "Your key is limited to some agents or owners: it does not see what was done in the "
+            "whole workspace."
+        )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import AuditEntry, AuditHead, Job, JobLog, hashes
+from models import AuditEntry, Job, JobLog, Workspace, hashes
 from models.statements import Statement
 
 Entry = dict[str, Any]
@@ -15,14 +15,14 @@ Entry = dict[str, Any]
 
 @dataclass(slots=True)
 class Chain:
-    """What a transaction adds to one log, of a job or of the server.
+    """What a transaction adds to one log, of a job or of a workspace.
 
     The owner's row keeps where the log ends, in `log_head`; `head` is that as it was read.
     The statement that writes the new end is the `carrier`: its values have the new end at
     `place` and, if it is guarded, the old one as the last; `seen` is what else it guards.
     """
 
-    owner: Job | AuditHead
+    owner: Job | Workspace
     table: type[JobLog | AuditEntry]
     head: str
     entries: list[Entry] = field(default_factory=list[Entry])
@@ -32,7 +32,7 @@ class Chain:
 
     def link(self) -> None:
         """Give the entries their hashes, and the carrier both ends."""
-        digest = hashes.of_job if self.table is JobLog else hashes.of_server
+        digest = hashes.of_job if self.table is JobLog else hashes.of_workspace
         head = self.head
         for entry in self.entries:
             head = entry["hash"] = digest(head, entry)
@@ -41,7 +41,7 @@ class Chain:
         if self.carrier.guarded:
             self.carrier.values[-1] = self.head
 
-    def grew(self, now: Job | AuditHead | None) -> bool:
+    def grew(self, now: Job | Workspace | None) -> bool:
         """Whether somebody else's entries are all that has changed; then these come behind."""
         if now is None or any(getattr(now, name) != value for name, value in self.seen.items()):
             return False

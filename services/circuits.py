@@ -18,10 +18,10 @@ from uuid import UUID
 
 import structlog
 
-from models import Agent, AgentGate, statements
+from models import Agent, AgentGate, Webhook, statements
 from models.statements import Statement
 from services import agents, audit, queue
-from services.actors import SYSTEM, Actor, Viewer
+from services.actors import Viewer
 from services.agent_http import AgentCallFailed, AgentFault
 from services.attempts import Run
 from services.runtime import Runtime
@@ -56,7 +56,7 @@ class Circuit:
 NEVER_FAILED = Circuit(CircuitState.CLOSED)
 
 
-def of(gate: AgentGate | None) -> Circuit:
+def of(gate: AgentGate | Webhook | None) -> Circuit:
     if gate is None:
         return NEVER_FAILED
     state = state_of(gate.open_until, datetime.now(UTC))
@@ -99,26 +99,32 @@ def answered(rt: Runtime, this: Run) -> None:
         _close(rt, agent, "it answered", was_open=was_open)
 
 
-# What opens it: enough failures in a row, or one while it is half open. Those of calls that were
-# under way when it opened prolong nothing.
-OPENS = """(("agent_gates"."open_until" IS NULL AND "agent_gates"."failures" + 1 >= $5)
-        OR "agent_gates"."open_until" <= $6)"""
+def counted(table: str, levels: int, *, limit: int, now: int, until: int) -> str:
+    """SQL by which a row of `table` counts one more failure, and opens its circuit if need be.
+
+    What opens it: enough failures in a row, or one while it is half open. Those of calls that
+    were under way when it opened prolong nothing. Placeholder number `limit` is how many are
+    enough, `now` the time, `until` and on the moments to open until after each number of
+    openings.
+    """
+    opens = f"""(("{table}"."open_until" IS NULL AND "{table}"."failures" + 1 >= ${limit})
+        OR "{table}"."open_until" <= ${now})"""
+    times = " ".join(
+        f'WHEN "{table}"."opened" = {level} THEN ${until + level}' for level in range(levels)
+    )
+    return f""""failures" = "{table}"."failures" + 1,
+        "opened" = "{table}"."opened" + CASE WHEN {opens} THEN 1 ELSE 0 END,
+        "open_until" = CASE WHEN NOT COALESCE({opens}, FALSE) THEN "{table}"."open_until"
+            {times} ELSE ${until + levels - 1} END"""
 
 
 @lru_cache(maxsize=10)
 def _counting(levels: int) -> str:
-    """SQL with the moment to open until after each number of openings, `$7` and on."""
-    first = 7
-    until = " ".join(
-        f'WHEN "agent_gates"."opened" = {level} THEN ${first + level}' for level in range(levels)
-    )
+    """SQL that counts a failure of an agent."""
     return f"""INSERT INTO "agent_gates"
     ("agent_id", "failures", "opened", "open_until", "reason", "rate_at")
     VALUES ($1, 1, $2, $3, $4, 0) ON CONFLICT ("agent_id") DO UPDATE SET
-        "failures" = "agent_gates"."failures" + 1,
-        "opened" = "agent_gates"."opened" + CASE WHEN {OPENS} THEN 1 ELSE 0 END,
-        "open_until" = CASE WHEN NOT COALESCE({OPENS}, FALSE) THEN "agent_gates"."open_until"
-            {until} ELSE ${first + levels - 1} END,
+        {counted("agent_gates", levels, limit=5, now=6, until=7)},
         "reason" = excluded."reason"
     RETURNING "open_until" """  # noqa: S608 - numbers
 
@@ -173,13 +179,13 @@ def _named(agent: Agent) -> dict[str, str]:
 
 
 @atomic
-async def reset(rt: Runtime, agent_id: UUID, by: Actor | Viewer = SYSTEM) -> Agent:
-    """Close a circuit by hand. Raises `NotFound`."""
-    agent = await agents.get(agent_id)
+async def reset(rt: Runtime, viewer: Viewer, agent_id: UUID) -> Agent:
+    """Close a circuit by hand. Raises `NotFound` and `Forbidden`."""
+    agent = await agents.changeable(viewer, agent_id)
     gate = await statements.fetch(AgentGate, agent_id=agent_id)
     if gate is not None:
         _close(rt, agent, "an admin closed it", was_open=True)
     before = {"failures": gate.failures if gate else 0, "openUntil": gate and gate.open_until}
     changes = audit.between(before, {"failures": 0, "openUntil": None})
-    await audit.record(rt, by, "agent.circuit_reset", public_id("agent", agent_id), changes)
+    await audit.record(viewer, "agent.circuit_reset", public_id("agent", agent_id), changes)
     return agent

@@ -20,6 +20,7 @@ from models import (
     StatusReason,
     VerdictOutcome,
     jsontext,
+    statements,
 )
 from services import execution, idempotency, jobs, lifecycle, log, rules
 from services.actors import Viewer
@@ -163,10 +164,11 @@ async def unarchive(rt: Runtime, viewer: Viewer, job_id: UUID) -> Job:
 @atomic
 async def review(rt: Runtime, viewer: Viewer, command: Review) -> Job:
     """Raises `InvalidInput` too: for an outcome that decides nothing, or an attempt gone by."""
-    attempt = await Attempt.get_or_none(id=command.attempt_id)
-    if attempt is None:
+    source = '"attempts" t0 JOIN "jobs" t1 ON t1.id = t0.job_id WHERE t0.id = $1'
+    found = await statements.fetch_joined((Attempt, Job), source, str(command.attempt_id))
+    if not found or not viewer.sees(found[1]):
         raise NotFound(public_id("attempt", command.attempt_id))
-    job = await jobs.get(viewer, attempt.job_id)
+    attempt, job = found
     if command.outcome not in (VerdictOutcome.PASS, VerdictOutcome.FAIL):
         raise InvalidInput.at("input", "outcome", message="must be PASS or FAIL")
     passed = command.outcome is VerdictOutcome.PASS

@@ -106,9 +106,7 @@ async def check(viewer: Viewer, drafts: Sequence[DependencyDraft]) -> None:
     """Raises `NotFound` for a job that is not there, or not the viewer's to see."""
     if not drafts:
         return
-    query = Job.filter(id__in=[each.job_id for each in drafts])
-    if not viewer.sees_all:
-        query = query.filter(created_by_id=viewer.id)
+    query = Job.filter(viewer.sight.condition(), id__in=[each.job_id for each in drafts])
     seen = set(await query.values_list("id", flat=True))
     for each in drafts:
         if each.job_id not in seen:

@@ -25,6 +25,10 @@ class ErrorCode(StrEnum):
     INPUT_SCHEMA = "INPUT_SCHEMA"
     BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
+    COST_EXCEEDED = "COST_EXCEEDED"
+    RATE_LIMITED = "RATE_LIMITED"
+    UNTRUSTED_DOCUMENT = "UNTRUSTED_DOCUMENT"
+    INTROSPECTION_OFF = "INTROSPECTION_OFF"
     SLOW_CONSUMER = "SLOW_CONSUMER"
     UNAVAILABLE = "UNAVAILABLE"
 
@@ -75,6 +79,22 @@ class Unauthenticated(SignoffError):
     """No valid credential came with the request."""
 
     code = ErrorCode.UNAUTHENTICATED
+
+
+class UnknownDocument(SignoffError):
+    """The server was asked for one of its own documents, and has none of that id."""
+
+    code = ErrorCode.UNTRUSTED_DOCUMENT
+
+
+class RateLimited(SignoffError):
+    """The caller has used up what they may ask for in a while."""
+
+    code = ErrorCode.RATE_LIMITED
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"That was too much in a short time; try again in {retry_after} s.")
+        self.retry_after = retry_after
 
 
 class InvalidInput(SignoffError):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic.alias_generators import to_camel
 from tortoise.expressions import Q, Subquery
 
-from models import AgentAvailability, JobPhase, JobPriority, JobStatus, JobTag
+from models import AgentAvailability, JobPhase, JobPriority, JobStatus, JobTag, jsontext
 from services import dependencies
 from services.actors import Viewer
 from services.errors import InvalidInput
-from services.values import AgentId, Command, JobId, Text
+from services.values import AgentId, Command, JobId, Text, public_id
 
 MAX_DEPTH = 5
 MAX_LIST = 200
@@ -24,16 +26,25 @@ MAX_CONDITIONS = 500
 Texts = Annotated[list[Text], Field(max_length=MAX_LIST)]
 
 
+def _shown(prefix: str) -> PlainSerializer:
+    """In JSON an id is what a client wrote, so that a filter can be kept and read again."""
+    return PlainSerializer(partial(public_id, prefix), when_used="json")
+
+
+OneJob = Annotated[JobId, _shown("job")]
+OneAgent = Annotated[AgentId, _shown("agent")]
+
+
 class JobIDComparator(Command):
-    eq: JobId | None = None
-    in_: Annotated[list[JobId], Field(max_length=MAX_LIST)] | None = None
-    nin: Annotated[list[JobId], Field(max_length=MAX_LIST)] | None = None
+    eq: OneJob | None = None
+    in_: Annotated[list[OneJob], Field(max_length=MAX_LIST)] | None = None
+    nin: Annotated[list[OneJob], Field(max_length=MAX_LIST)] | None = None
 
 
 class AgentIDComparator(Command):
-    eq: AgentId | None = None
-    in_: Annotated[list[AgentId], Field(max_length=MAX_LIST)] | None = None
-    nin: Annotated[list[AgentId], Field(max_length=MAX_LIST)] | None = None
+    eq: OneAgent | None = None
+    in_: Annotated[list[OneAgent], Field(max_length=MAX_LIST)] | None = None
+    nin: Annotated[list[OneAgent], Field(max_length=MAX_LIST)] | None = None
 
 
 class ActorIDComparator(Command):
@@ -70,10 +81,23 @@ class JobPhaseComparator(Command):
     in_: list[JobPhase] | None = None
 
 
+def _by_name(value: object) -> object:
+    return JobPriority.__members__.get(value, value) if isinstance(value, str) else value
+
+
+def _name_of(priority: JobPriority) -> str:
+    return priority.name
+
+
+OnePriority = Annotated[
+    JobPriority, BeforeValidator(_by_name), PlainSerializer(_name_of, when_used="json")
+]
+
+
 class JobPriorityComparator(Command):
-    eq: JobPriority | None = None
-    in_: list[JobPriority] | None = None
-    gte: JobPriority | None = None
+    eq: OnePriority | None = None
+    in_: list[OnePriority] | None = None
+    gte: OnePriority | None = None
 
 
 class AgentAvailabilityComparator(Command):
@@ -160,6 +184,29 @@ class JobFilter(Command):
     archived: BooleanComparator | None = None
 
 
+def stored(where: JobFilter) -> str:
+    """A filter as JSON text; `restored` makes it again, and relative times stay relative."""
+    return where.model_dump_json(exclude_none=True)
+
+
+def restored(text: str) -> JobFilter:
+    return JobFilter.model_validate_json(text)
+
+
+def as_input(text: str) -> dict[str, Any]:
+    """A stored filter as a client writes it, by GraphQL's names."""
+    return cast("dict[str, Any]", _spelled(jsontext.loads(text)))
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_spelled(each) for each in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    given = cast("dict[str, Any]", value)
+    return {to_camel(name.rstrip("_")): _spelled(each) for name, each in given.items()}
+
+
 def listed(where: JobFilter | None, viewer: Viewer) -> Q:
     """What the viewer may see of what they ask for, without what is archived unless they do."""
     asked = where is not None and where.archived is not None
@@ -169,7 +216,7 @@ def listed(where: JobFilter | None, viewer: Viewer) -> Q:
 
 def job_condition(where: JobFilter | None, viewer: Viewer) -> Q:
     """What the viewer may see of what they ask for, archived or not."""
-    parts = [] if viewer.sees_all else [Q(created_by_id=viewer.id)]
+    parts = [viewer.sight.condition()]
     if where is not None:
         _check(where)
         parts.append(_job(where))

@@ -13,10 +13,10 @@ from tortoise.exceptions import IntegrityError
 
 from models import IdempotencyKey, Job
 from services.actors import Viewer
-from services.errors import IdempotencyConflict, SignoffError
+from services.errors import IdempotencyConflict, NotFound, SignoffError
 from services.runtime import Runtime
 from services.transactions import atomic, current
-from services.values import Command, Key
+from services.values import Command, Key, public_id
 
 KEPT = timedelta(hours=48)
 
@@ -63,12 +63,17 @@ async def once(
 async def _known(viewer: Viewer, command: Keyed) -> Job | None:
     if command.idempotency_key is None:
         return None
-    known = await IdempotencyKey.get_or_none(viewer_id=viewer.id, key=command.idempotency_key)
+    known = await IdempotencyKey.get_or_none(
+        workspace_id=viewer.workspace_id, viewer_id=viewer.id, key=command.idempotency_key
+    )
     if known is None:
         return None
     if known.request_hash != _digest(command):
         raise IdempotencyConflict(known.key, known.created_at)
-    return await Job.get(id=known.job_id)
+    job = await Job.get(id=known.job_id)
+    if not viewer.sees(job):  # another key of theirs, that sees more, was answered
+        raise NotFound(public_id("job", known.job_id))
+    return job
 
 
 @atomic
@@ -77,6 +82,7 @@ async def _first(
 ) -> Job:
     if command.idempotency_key is not None:
         key = IdempotencyKey(
+            workspace_id=viewer.workspace_id,
             viewer_id=viewer.id,
             key=command.idempotency_key,
             request_hash=_digest(command),

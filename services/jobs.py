@@ -35,6 +35,7 @@ from services import (
     log,
     plans,
     retries,
+    rules,
     timers,
 )
 from services.actors import Viewer
@@ -140,10 +141,10 @@ async def create(rt: Runtime, viewer: Viewer, command: CreateJob) -> Job:
     async def check() -> None:
         plans.check(command)
         await dependencies.check(viewer, command.depends_on)
-        agent = await agents.active(agent_id) if agent_id else None
+        agent = await agents.active(viewer, agent_id) if agent_id else None
         named = dependencies.named(command.depends_on)
         await dependencies.check_input(rt, agent, command.input, named)
-        await agents.check_fallbacks(command.retry_policy, agent_id)
+        await agents.check_fallbacks(viewer, command.retry_policy, agent_id)
 
     do = partial(_create, rt, viewer, command, job_id, agent_id)
     return await idempotency.once(rt, viewer, command, job_id, do, check=check)
@@ -175,6 +176,7 @@ async def _create(
         armed=command.auto_execute,
         dependency_count=len(command.depends_on),
         dependency_policy=command.on_dependency_cancelled,
+        workspace_id=viewer.workspace_id,
         created_by_kind=viewer.kind,
         created_by_id=viewer.id,
         created_by_name=viewer.name,
@@ -224,18 +226,19 @@ async def update(rt: Runtime, viewer: Viewer, command: UpdateJob) -> Job:
     job = await get(viewer, command.id)
     plans.check(command, job)
     await dependencies.check(viewer, command.depends_on or ())
-    await _check_input(rt, job, command)
+    await _check_input(rt, viewer, job, command)
     climbed = job.agent_id in retries.policy_of(job, None).fallback_agent_ids
-    await agents.check_fallbacks(command.retry_policy, None if climbed else job.agent_id)
+    own = None if climbed else job.agent_id
+    await agents.check_fallbacks(viewer, command.retry_policy, own)
     return await _update(rt, viewer, job, command)
 
 
-async def _check_input(rt: Runtime, job: Job, command: UpdateJob) -> None:
+async def _check_input(rt: Runtime, viewer: Viewer, job: Job, command: UpdateJob) -> None:
     """The new input, or the one it has, goes with the agent and with what it depends on."""
     new = "input" in command.model_fields_set
     if not new and command.depends_on is None:
         return
-    agent = await agents.get(job.agent_id) if job.agent_id and new else None
+    agent = await agents.get(viewer, job.agent_id) if job.agent_id and new else None
     given = command.input if new else jsontext.loads(job.input_json)
     if command.depends_on is None:
         named = await dependencies.aliases(job)
@@ -290,6 +293,8 @@ async def add_note(rt: Runtime, viewer: Viewer, job_id: UUID, message: Reason) -
     job = await get(viewer, job_id)
     if not (viewer.owns(job) or viewer.is_admin):
         raise Forbidden("Only the owner or an admin may add notes to this job.")
+    if why := rules.out_of_scope(job, viewer):
+        raise Forbidden(why)
     written = await _write_note(rt, viewer, job, message)
     return await JobLog.filter(job_id=job.id, hash=written["hash"]).order_by("-seq").limit(1).get()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
+import structlog
 
 from models import (
     CompletionMode,
@@ -19,7 +21,7 @@ from models import (
     VerdictOutcome,
     jsontext,
 )
-from services import attempts, budgets, openings, responses, telemetry, tracing
+from services import attempts, budgets, openings, responses, retries, telemetry, tracing
 from services.agent_http import AgentReply, Reported
 from services.agent_http.usage import NOTHING as UNREPORTED
 from services.attempts import Run
@@ -46,6 +48,8 @@ from services.tracing import ERROR, Kind
 from services.transactions import atomic, current, to_the_end
 from services.values import public_id, storable
 
+logger = structlog.get_logger(__name__)
+
 
 @dataclass(slots=True)
 class Judgement:
@@ -66,27 +70,51 @@ class Judgement:
 async def receive(rt: Runtime, this: Run, reply: AgentReply) -> None:
     """Put the agent's reply on record and judge it, in one step where judging takes no time.
 
-    Whatever else comes first, the reply does: it cost somebody's work.
+    Whatever would come before that, the reply does: it cost somebody's work.
     Raises one of `OVERTAKEN` if the attempt was ended meanwhile.
     """
-    found = None
+    found = at_once = None
     with suppress(Exception):  # it comes again below, with the reply on record
         found = await examine(this, reply.body.decode(), reply.latency_ms, AT_ONCE)
-    if found is not None and not found.asked:
+        at_once = found if _ends_by(this, found) else None
+    if at_once is None or not await _is_settled(rt, this, at_once, reply):
+        await to_the_end(rt, responses.record(rt, this, reply))
+        await judge(rt, this, found)
+
+
+async def _is_settled(rt: Runtime, this: Run, found: Examination, reply: AgentReply) -> bool:
+    """Whether reply and verdict are written; if not, nothing is."""
+    job, attempt = copy(this.job), copy(this.attempt)
+    try:
         await to_the_end(rt, _record(rt, this, found, _by_checks(found), reply))
-        return
-    await to_the_end(rt, responses.record(rt, this, reply))
-    await judge(rt, this)
+    except attempts.OVERTAKEN:
+        raise
+    except Exception:
+        logger.exception("to be judged again, with the reply on record")
+        this.job, this.attempt = job, attempt
+        return False
+    return True
 
 
-async def judge(rt: Runtime, this: Run) -> None:
+def _ends_by(this: Run, found: Examination) -> bool:
+    """Whether the attempt ends by that alone: nothing is asked, read or waited for before."""
+    if found.asked:
+        return False
+    if retries.policy_of(this.job, this.agent).max_attempts == 1:
+        return True
+    decision = decide(found.checklist, found.results)
+    return found.mismatch is None and decision.outcome is not VerdictOutcome.FAIL
+
+
+async def judge(rt: Runtime, this: Run, found: Examination | None = None) -> None:
     """Settle the job by its recorded response, or leave it to a reviewer.
 
+    `found` is what was found in it already.
     Raises one of `OVERTAKEN` if the attempt was ended meanwhile.
     """
     response, took = this.attempt.response_json or "null", this.attempt.latency_ms or 0
     try:
-        found = await examine(this, response, took, rt.sandbox)
+        found = found or await examine(this, response, took, rt.sandbox)
     except NotEvaluated as error:
         await leave_to_review(rt, this, f"The outputSchema could not be checked: {error}")
         return
@@ -137,7 +165,7 @@ async def _settle(
     judgement: Judgement,
     reply: AgentReply | None,
 ) -> None:
-    taken = responses.take(rt, this, reply) if reply is not None else NO_ENTRY
+    taken = NO_ENTRY if reply is None else responses.take(rt, this, reply, judged=True)
     if found.mismatch is not None:
         await _refuse(rt, this, found.mismatch, taken)
     else:

@@ -39,6 +39,7 @@ def append(
         "payload_truncated": truncated,
         "attempt_id": attempt_id,
         "agent_id": agent_id or job.agent_id,
+        "workspace_id": job.workspace_id,
         "actor_kind": by.kind,
         "actor_id": by.id,
         "actor_name": by.name,

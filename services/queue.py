@@ -326,7 +326,8 @@ async def mine(worker_id: UUID) -> list[Taken]:
 
 
 LOST = """"jobs" t0 LEFT JOIN "queue_entries" q ON q."job_id" = t0."id"
-    WHERE t0."status" = 'IN_EXECUTION' AND t0."phase" <> 'AWAITING_REVIEW' AND q."job_id" IS NULL"""
+    WHERE t0."workspace_id" IN (SELECT "id" FROM "workspaces") AND t0."status" = 'IN_EXECUTION'
+        AND t0."phase" <> 'AWAITING_REVIEW' AND q."job_id" IS NULL"""
 
 
 async def reconcile() -> int:

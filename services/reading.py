@@ -76,8 +76,9 @@ async def jobs(
     return await fetch(query, _sorts(order), window)
 
 
-async def agents(where: AgentFilter | None, window: Window) -> Page[Agent]:
-    return await fetch(Agent.filter(agent_condition(where)), NEWEST, window)
+async def agents(viewer: Viewer, where: AgentFilter | None, window: Window) -> Page[Agent]:
+    query = Agent.filter(agent_condition(where), workspace_id=viewer.workspace_id)
+    return await fetch(query, NEWEST, window)
 
 
 async def jobs_of_agent(
@@ -115,8 +116,8 @@ async def logs(
     `until` is the position up to which the log is complete: a reader who goes on after the
     last entry of a page must not have passed one that was still to come.
     """
-    query = JobLog.filter(seq__lte=until)
-    if where is not None or not viewer.sees_all:
+    query = JobLog.filter(seq__lte=until, workspace_id=viewer.workspace_id)
+    if where is not None or viewer.sight.owners is not None:
         matching = Job.filter(job_condition(where, viewer)).values("id")
         query = query.filter(job_id__in=Subquery(matching))
     if types:
@@ -173,6 +174,13 @@ async def attempt(viewer: Viewer, id: UUID) -> Attempt | None:
 async def log_entry(viewer: Viewer, seq: int) -> JobLog | None:
     row = await JobLog.get_or_none(seq=seq).select_related("job")
     return row if row and viewer.sees(row.job) else None
+
+
+async def log_entries(viewer: Viewer, seqs: Sequence[int]) -> list[JobLog | None]:
+    """The entries that the viewer sees, in the order asked for."""
+    query = JobLog.filter(seq__in=seqs).select_related("job")
+    found = {row.seq: row async for row in query if viewer.sees(row.job)}
+    return [found.get(seq) for seq in seqs]
 
 
 async def criteria_sets(ids: Sequence[UUID]) -> list[CriteriaSet | None]:

@@ -31,8 +31,11 @@ async def _advance(rt: Runtime, this: Run, reply: AgentReply) -> None:
     await attempts.advance(rt, this, JobPhase.CHECKING_OUTPUT, attempt=entry.attempt, **entry.job)
 
 
-def take(rt: Runtime, this: Run, reply: AgentReply) -> Entry:
-    """What the change under way has to write of it beside the log's entry."""
+def take(rt: Runtime, this: Run, reply: AgentReply, *, judged: bool = False) -> Entry:
+    """What the change under way has to write of it beside the log's entry.
+
+    `judged` says that the change settles the attempt as well, so that it is no step of its own.
+    """
     columns = {
         "response_json": reply.body.decode(),
         "http_status": reply.status,
@@ -43,7 +46,8 @@ def take(rt: Runtime, this: Run, reply: AgentReply) -> Entry:
     vars(this.attempt).update(columns)
     circuits.answered(rt, this)
     message = f"Answered with {reply.status} after {reply.latency_ms} ms."
-    attempts.tell(this, JobLogType.AGENT_RESPONSE, message, _told(reply))
+    told = {"judgedAtOnce": True} if judged else {}
+    attempts.tell(this, JobLogType.AGENT_RESPONSE, message, told | _told(reply))
     return Entry({}, columns) | taken
 
 

@@ -16,6 +16,7 @@ from models import (
     JobPhase,
     JobStatus,
 )
+from services import retries
 from services.actors import Actor, Viewer
 from services.errors import (
     AgentUnavailable,
@@ -230,7 +231,7 @@ def parties(by: Actor | Viewer, job: Job) -> frozenset[Party]:
     if isinstance(by, Actor):
         return SYSTEM
     found = {Party.OWNER} if by.owns(job) else set[Party]()
-    return frozenset(found | ADMIN if by.is_admin else found)
+    return frozenset(found | ADMIN if by.is_admin and by.sees(job) else found)
 
 
 def refusal(
@@ -251,8 +252,16 @@ def may(job: Job, event: Event, by: Actor | Viewer) -> str | None:
     """Why the caller must not; None if they may."""
     rule = RULES[event]
     if parties(by, job) & rule.by:
-        return None
+        return out_of_scope(job, by)
     return f"Only {' or '.join(sorted(rule.by))} may {rule.action or event} this job."
+
+
+def out_of_scope(job: Job, by: Actor | Viewer) -> str | None:
+    """A key for some agents acts on their jobs and on those of none, with all who may take over."""
+    if isinstance(by, Actor) or by.agents is None:
+        return None
+    agents = {job.agent_id, *retries.policy_of(job, None).fallback_agent_ids} - {None}
+    return None if agents <= by.agents else "Your key is not for an agent of this job."
 
 
 @dataclass(frozen=True, slots=True)

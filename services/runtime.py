@@ -13,6 +13,7 @@ from services.engine import Engine
 from services.events import Events
 from services.judges.base import LLMJudge
 from services.judges.sandbox import Sandbox
+from services.rates import Rates
 from services.secrets import Vault
 from services.telemetry import Telemetry
 from services.tracing import Tracer
@@ -23,6 +24,7 @@ class Options:
     """Limits of executions, from the settings."""
 
     allow_private_agents: bool = False
+    allow_private_webhooks: bool = False
     agent_tries: int = 4
     retry_initial_seconds: float = 0.5
     retry_max_seconds: float = 30.0
@@ -46,6 +48,7 @@ class Runtime:
     vault: Vault
     options: Options = field(default_factory=Options)
     bound: QueueBound = field(default_factory=QueueBound)
+    rates: Rates = field(default_factory=Rates)
     failing: dict[UUID, bool] = field(default_factory=dict[UUID, bool])
     telemetry: Telemetry = field(default_factory=Telemetry)
     tracer: Tracer | None = None

@@ -24,7 +24,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
-from models import QueueEntry, QueueState
+from models import QueueEntry, QueueState, Webhook, WebhookDelivery, WebhookDeliveryState
 from services.events import Events
 
 logger = structlog.get_logger(__name__)
@@ -70,6 +70,13 @@ class Telemetry:
         self.judge_tokens = Counter(
             "signoff_judge_tokens", "Tokens of the LLM judge.", ["direction"], registry=registry
         )
+        self.webhook_calls = Histogram(
+            "signoff_webhook_call_seconds",
+            "Requests to webhooks, each try by itself, by OK or what went wrong.",
+            ["outcome"],
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.database = Gauge(
             "signoff_database_up",
             "1 if the database answered this scrape; else what is read there is NaN.",
@@ -89,6 +96,16 @@ class Telemetry:
         self.events_lag = Gauge(
             "signoff_events_lag",
             "Log entries that this process has not yet handed on to its subscribers.",
+            registry=registry,
+        )
+        self.webhook_backlog = Gauge(
+            "signoff_webhook_backlog",
+            "Deliveries to enabled webhooks that have not succeeded yet, of all processes.",
+            registry=registry,
+        )
+        self.webhook_oldest = Gauge(
+            "signoff_webhook_oldest_seconds",
+            "How old the oldest of them is; 0 if there is none.",
             registry=registry,
         )
         self.judged(0, 0)
@@ -114,11 +131,13 @@ class Telemetry:
     async def _look(self, events: Events) -> None:
         """Read what stands in the rows; NaN where it cannot be read."""
         counts, waited, lag, answered = dict.fromkeys(QueueState, nan), nan, nan, False
+        backlog, age = nan, nan
         try:
             async with asyncio.timeout(LOOK_SECONDS):
                 counts = {state: await QueueEntry.filter(state=state).count() for state in counts}
                 waited = await _oldest_waiting()
                 lag = await events.lag()
+                backlog, age = await _webhooks_behind()
                 answered = True
         except Exception:
             logger.exception("the database does not answer a scrape")
@@ -127,6 +146,8 @@ class Telemetry:
         self.database.set(answered)
         self.oldest.set(waited)
         self.events_lag.set(lag)
+        self.webhook_backlog.set(backlog)
+        self.webhook_oldest.set(age)
 
 
 async def _oldest_waiting() -> float:
@@ -135,6 +156,19 @@ async def _oldest_waiting() -> float:
     if first is None:
         return 0.0
     return max(0.0, (datetime.now(UTC) - first.queued_at).total_seconds())
+
+
+UNSETTLED = (WebhookDeliveryState.PENDING, WebhookDeliveryState.SENDING)
+
+
+async def _webhooks_behind() -> tuple[int, float]:
+    """Deliveries that are still to succeed, and seconds since the first of them was made."""
+    enabled = await Webhook.filter(enabled=True).values_list("id", flat=True)
+    query = WebhookDelivery.filter(webhook_id__in=enabled, state__in=UNSETTLED)
+    first = await query.order_by("created_at").first() if enabled else None
+    if first is None:
+        return 0, 0.0
+    return await query.count(), max(0.0, (datetime.now(UTC) - first.created_at).total_seconds())
 
 
 class Call:

@@ -25,7 +25,7 @@ import structlog
 from tortoise.exceptions import IntegrityError
 from tortoise.models import Model
 
-from models import AuditEntry, AuditHead, Job, JobLog, QueueEntry, statements
+from models import AuditEntry, Job, JobLog, QueueEntry, Workspace, statements
 from models.statements import GuardMissed, Statement, Unavailable
 from services import engine, queue
 from services.chain import Chain, Entry
@@ -97,14 +97,14 @@ class Transaction:
         chain.carrier = self.writes[-1]
         chain.place = statements.attributes(Job).index("log_head")
 
-    def log(self, owner: Job | AuditHead, entry: Entry) -> None:
+    def log(self, owner: Job | Workspace, entry: Entry) -> None:
         """An entry of the log of `owner`, which was read; it is written last.
 
         That others wrote to the same log meanwhile undoes nothing.
         """
         self._chain(owner).entries.append(entry)
 
-    def _chain(self, owner: Job | AuditHead) -> Chain:
+    def _chain(self, owner: Job | Workspace) -> Chain:
         for each in self.chains:
             if each.owner is owner or each.owner.id == owner.id:
                 return each

@@ -44,6 +44,7 @@ def _id_of(prefix: str) -> Callable[[object], UUID]:
 JobId = Annotated[UUID, BeforeValidator(_id_of("job"))]
 AgentId = Annotated[UUID, BeforeValidator(_id_of("agent"))]
 AttemptId = Annotated[UUID, BeforeValidator(_id_of("attempt"))]
+WebhookId = Annotated[UUID, BeforeValidator(_id_of("webhook"))]
 
 
 def _storable(text: str) -> str:

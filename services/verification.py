@@ -16,14 +16,14 @@ from uuid import UUID
 
 from models import AuditEntry, JobLog, hashes, statements
 from models.statements import Row
-from services import jobs, queue
+from services import audit, jobs, queue, workspaces
 from services.actors import Viewer
-from services.errors import Forbidden, LimitExceeded
+from services.errors import LimitExceeded
 from services.values import public_id
 
 SLICE = 200
 MAX_ENTRIES = 200_000
-"""Positions of the log that one request goes through; for more there is the command."""
+"""Entries and logs that one request goes through; for more there is the command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +55,19 @@ class Log:
 async def of_job(viewer: Viewer, job_id: UUID) -> Verification:
     """Of a job that the viewer sees; raises `NotFound`."""
     job = await jobs.get(viewer, job_id)
-    return await _job(job.id)
+    return await _job(job.id, job.workspace_id)
 
 
-async def of_everything(viewer: Viewer) -> Verification:
-    """Of all jobs and of the audit log, for admins; raises `Forbidden` or `LimitExceeded`."""
-    if not viewer.is_admin:
-        raise Forbidden("Only an admin may verify the logs of all jobs; give a jobId.")
-    newest = await JobLog.all().order_by("-seq").first()
-    if newest is not None and newest.seq > MAX_ENTRIES:
-        message = "The log is too long for one request; run: signoff verify-audit"
-        raise LimitExceeded(message, MAX_ENTRIES)
+async def of_workspace(viewer: Viewer) -> Verification:
+    """Of all its jobs and of its audit log, for admins; raises `Forbidden` or `LimitExceeded`."""
+    audit.demand_whole(viewer)
     total = Total()
-    async with aclosing(logs()) as found:
+    async with aclosing(logs(viewer.workspace_id)) as found:
         async for log in found:
             total.add(log)
+            if total.size > MAX_ENTRIES:
+                message = "The logs are too long for one request; run: signoff verify-audit"
+                raise LimitExceeded(message, MAX_ENTRIES)
     return total.verification
 
 
@@ -77,11 +75,13 @@ class Total:
     """What many logs come to, in their order. The first problem counts."""
 
     def __init__(self) -> None:
+        self.size = 0
         self._digest = sha256()
         self._so_far = Verification(0, "")
 
     def add(self, log: Log) -> None:
         before, found = self._so_far, log.found
+        self.size += 1 + found.checked
         self._digest.update(f"{log.name} {found.head}\n".encode())
         problem, broken = before.problem, before.first_broken
         if problem is None and found.problem is not None:
@@ -93,32 +93,45 @@ class Total:
         return replace(self._so_far, head=self._digest.hexdigest())
 
 
-JOBS = 'SELECT "id" FROM "jobs" WHERE "id" > $1 ORDER BY "id" LIMIT $2'
-AUDIT = "audit"
+JOBS = """SELECT "id" FROM "jobs" WHERE "workspace_id" = $1 AND "id" > $2
+    ORDER BY "id" LIMIT $3"""
 BEFORE_ALL = -(2**63)
 """A position that no entry has, whoever put it there."""
 NOTHING = str(UUID(int=0))
 
 
-async def logs(kept: Mapping[str, str] | None = None) -> AsyncGenerator[Log]:
-    """Every log: the audit log, then the jobs' in the order in which they were made.
+async def everywhere(kept: Mapping[str, str]) -> AsyncGenerator[Log]:
+    """The logs of all workspaces.
 
     `kept` are hashes by the names of logs, of which each must have been in its log.
     """
-    expected = dict(kept or {})
-    yield Log(AUDIT, await _audit(expected.pop(AUDIT, None)))
-    last = NOTHING
-    while rows := await statements.database().fetch(JOBS, last, SLICE):
-        for row in rows:
-            last = str(row[0])
-            id = queue.uuid(row[0])
-            name = public_id("job", id)
-            yield Log(name, await _job(id, expected.pop(name, None)))
+    expected = dict(kept)
+    for workspace in await workspaces.oldest():
+        async with aclosing(logs(workspace.id, expected)) as found:
+            async for log in found:
+                yield log
     for name in expected:
         yield Log(name, Verification(0, "", "is gone"))
 
 
-async def _job(id: UUID, kept: str | None = None) -> Verification:
+async def logs(workspace_id: int, expected: dict[str, str] | None = None) -> AsyncGenerator[Log]:
+    """A workspace's audit log, then those of its jobs by their ids.
+
+    What was `expected` of each is taken out of there.
+    """
+    kept = {} if expected is None else expected
+    name = public_id("workspace", workspace_id)
+    yield Log(name, await _audit(workspace_id, kept.pop(name, None)))
+    last = NOTHING
+    while rows := await statements.database().fetch(JOBS, workspace_id, last, SLICE):
+        for row in rows:
+            last = str(row[0])
+            id = queue.uuid(row[0])
+            name = public_id("job", id)
+            yield Log(name, await _job(id, workspace_id, kept.pop(name, None)))
+
+
+async def _job(id: UUID, workspace_id: int, kept: str | None = None) -> Verification:
     where = '"job_logs" t0 WHERE t0."job_id" = $1 AND t0."seq" > $2 ORDER BY t0."seq" LIMIT $3'
 
     async def after(seq: int) -> Sequence[JobLog]:
@@ -126,27 +139,36 @@ async def _job(id: UUID, kept: str | None = None) -> Verification:
         return [row for (row,) in rows]
 
     heads = 'SELECT "log_head" FROM "jobs" WHERE "id" = $1 LIMIT 1'
-    return await _walk(hashes.of_job, heads, str(id), after, kept)
+    return await _walk(_Log(hashes.of_job, heads, str(id), after, workspace_id), kept)
 
 
-async def _audit(kept: str | None) -> Verification:
-    where = '"audit_entries" t0 WHERE t0."seq" > $1 ORDER BY t0."seq" LIMIT $2'
+async def _audit(workspace_id: int, kept: str | None) -> Verification:
+    where = (
+        '"audit_entries" t0 WHERE t0."workspace_id" = $1 AND t0."seq" > $2 '
+        'ORDER BY t0."seq" LIMIT $3'
+    )
 
     async def after(seq: int) -> Sequence[AuditEntry]:
-        rows = await statements.fetch_all((AuditEntry,), where, seq, SLICE)
+        rows = await statements.fetch_all((AuditEntry,), where, workspace_id, seq, SLICE)
         return [row for (row,) in rows]
 
-    heads = 'SELECT "log_head" FROM "audit_heads" WHERE "id" = $1 LIMIT 1'
-    return await _walk(hashes.of_server, heads, 1, after, kept)
+    heads = 'SELECT "log_head" FROM "workspaces" WHERE "id" = $1 LIMIT 1'
+    source = _Log(hashes.of_workspace, heads, workspace_id, after, workspace_id)
+    return await _walk(source, kept)
 
 
-async def _walk(
-    digest: Callable[[str, Mapping[str, Any]], str],
-    heads: str,
-    owner: Any,
-    after: Callable[[int], Awaitable[Sequence[JobLog | AuditEntry]]],
-    kept: str | None,
-) -> Verification:
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """How the entries of a log are read, and what says where it ends."""
+
+    digest: Callable[[str, Mapping[str, Any]], str]
+    heads: str
+    owner: Any
+    after: Callable[[int], Awaitable[Sequence[JobLog | AuditEntry]]]
+    workspace_id: int
+
+
+async def _walk(log: _Log, kept: str | None) -> Verification:
     """Follow a log to its end, on the way past `kept`.
 
     The end is asked for before each slice: when nothing comes after what was read then, the
@@ -155,14 +177,14 @@ async def _walk(
     head, seq, checked = hashes.BEGINNING, BEFORE_ALL, 0
     passed = kept in (None, head)
     while True:
-        row: Row | None = await statements.database().fetch_row(heads, owner)
-        entries = await after(seq)
+        row: Row | None = await statements.database().fetch_row(log.heads, log.owner)
+        entries = await log.after(seq)
         if not entries:
             break
         for entry in entries:
-            head = digest(head, vars(entry))
+            head = log.digest(head, vars(entry))
             seq = entry.seq
-            if entry.hash != head:
+            if entry.hash != head or entry.workspace_id != log.workspace_id:
                 return Verification(checked, head, f"entry {seq} is not the one written", seq)
             checked += 1
             passed = passed or head == kept

@@ -15,10 +15,16 @@ from services import tracing
 from services.errors import DatabaseUnavailable, ErrorCode
 from services.runtime import Runtime
 from signoff import graphiql, health, sample
-from signoff.auth import is_loopback, same_origin
+from signoff.asked import expected
+from signoff.auth import is_loopback
+from signoff.browsers import Pages, protect
+from signoff.guarding import Guard, failures_of
 from signoff.health import Health
+from signoff.listening import begun
+from signoff.refusals import Refused, failure
+from signoff.sessions import Limits, Sessions
 from signoff.settings import Settings
-from signoff.transport import View, failure
+from signoff.transport import View
 from signoff.wiring import runtime
 
 logger = structlog.get_logger(__name__)
@@ -30,12 +36,23 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 RUNTIME: web.AppKey[Runtime] = web.AppKey("runtime", Runtime)
 VIEW: web.AppKey[View] = web.AppKey("view", View)
+PAGES: web.AppKey[Pages] = web.AppKey("pages", Pages)
+PATH = "/graphql"
 
 
 def allows_private_agents(settings: Settings) -> bool:
     """What is set, else whether this is a trial on one's own machine."""
-    if settings.allow_private_agents is not None:
-        return settings.allow_private_agents
+    chosen = settings.allow_private_agents
+    return _is_trial(settings) if chosen is None else chosen
+
+
+def allows_private_webhooks(settings: Settings) -> bool:
+    """The same for webhooks."""
+    chosen = settings.allow_private_webhooks
+    return _is_trial(settings) if chosen is None else chosen
+
+
+def _is_trial(settings: Settings) -> bool:
     return settings.on_sqlite and is_loopback(settings.host)
 
 
@@ -45,18 +62,33 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
     `work` False leaves all executions to `signoff worker`.
     """
     known = Health.of(settings)
+    guard = Guard.of(settings)
 
     async def services(app: web.Application) -> AsyncIterator[None]:
-        allowed = allows_private_agents(settings)
-        async with runtime(settings, allow_private_agents=allowed, work=work) as rt:
+        started = runtime(
+            settings,
+            allow_private_agents=allows_private_agents(settings),
+            allow_private_webhooks=allows_private_webhooks(settings),
+            work=work,
+        )
+        async with started as rt, known.gate.uses.written():
             app[RUNTIME] = rt
-            app[VIEW] = View(rt, known.gate)
+            app[VIEW] = View(rt, known.gate, sessions, pages, guard, failures_of(settings))
             known.rt = rt
+            sessions.start()
             yield
 
-    app = web.Application(middlewares=[_traced, _guarded], client_max_size=MAX_BODY_BYTES)
+    async def stopping(app: web.Application) -> None:
+        await sessions.stop()
+
+    sessions = Sessions(known.gate, _limits(settings))
+    pages = Pages(settings.cors_origins)
+    app = web.Application(middlewares=[_traced], client_max_size=MAX_BODY_BYTES)
+    app[PAGES] = pages
     app.cleanup_ctx.append(services)
-    app.router.add_route("*", "/graphql", _graphql)
+    app.on_shutdown.append(stopping)
+    app.on_response_prepare.append(_protected)
+    app.router.add_route("*", PATH, _graphql, expect_handler=expected)
     app.router.add_get("/", _home)
     app.router.add_post(sample.PATH, sample.endpoint(lambda: app[RUNTIME]))
     graphiql.add_routes(app)
@@ -64,9 +96,14 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
     return app
 
 
+def _limits(settings: Settings) -> Limits:
+    return Limits(settings.max_client_connections, settings.max_client_operations)
+
+
 def create_probes(known: Health) -> web.Application:
     """What a worker serves: its probes and metrics, nothing else."""
-    app = web.Application(middlewares=[_traced, _guarded])
+    app = web.Application(middlewares=[_traced])
+    app.on_response_prepare.append(_protected)
     health.add_routes(app, known)
     return app
 
@@ -87,7 +124,7 @@ async def _traced(request: web.Request, handler: Handler) -> web.StreamResponse:
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=request_id)
     began = time.perf_counter()
-    with tracing.under(request.headers.get("traceparent")):
+    with begun(request), tracing.under(request.headers.get("traceparent")):
         response = await _answered(request, handler)
     if not response.prepared:
         response.headers["X-Request-Id"] = request_id
@@ -106,8 +143,17 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return await handler(request)
     except web.HTTPRedirection:
         raise
+    except Refused as error:
+        return error.response()
     except web.HTTPException as error:
-        return failure(error.status, error.reason, f"HTTP_{error.status}")
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        return Refused(
+            error.status,
+            error.reason,
+            f"HTTP_{error.status}",
+            headers=headers,
+            hang_up=isinstance(error, web.HTTPRequestEntityTooLarge),
+        ).response()
     except (Unavailable, DatabaseUnavailable):
         logger.warning("the database is away", exc_info=True)
         return failure(503, str(DatabaseUnavailable()), ErrorCode.UNAVAILABLE)
@@ -118,9 +164,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return failure(500, message, "INTERNAL")
 
 
-@web.middleware
-async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A page of another site must not use this server through its visitor's browser."""
-    if request.path == "/graphql" and not same_origin(request.headers):
-        return failure(403, "Requests of other sites' pages are refused.", ErrorCode.FORBIDDEN)
-    return await handler(request)
+async def _protected(request: web.Request, response: web.StreamResponse) -> None:
+    """Answers of `/graphql`, errors too, also tell browsers which pages may read them."""
+    protect(request, response)
+    if request.path == PATH and PAGES in request.app:
+        request.app[PAGES].mark(request.headers, response.headers)

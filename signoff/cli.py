@@ -6,30 +6,29 @@ import argparse
 import asyncio
 import errno
 import gc
-import getpass
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import structlog
 import uvloop
 from aiohttp import web
 from pydantic import ValidationError
 
-from models import ActorKind, Role
 from services import keys
-from services.actors import Actor
 from services.errors import SignoffError
-from signoff import database, demo, heads, logs, sample
-from signoff.app import RUNTIME, allows_private_agents, create_app, create_probes
+from signoff import database, demo, heads, key_commands, logs, sample
+from signoff.app import RUNTIME, VIEW, allows_private_agents, create_app, create_probes
 from signoff.auth import is_loopback
 from signoff.database import DatabaseUnavailable
 from signoff.demo import DemoFailed
 from signoff.health import HEALTH, Health
+from signoff.key_commands import Command, Refused
+from signoff.listening import listening
 from signoff.otel import BadTraceSettings
 from signoff.settings import Settings, variable
 from signoff.wiring import BadSettings, runtime
@@ -37,11 +36,6 @@ from signoff.wiring import BadSettings, runtime
 logger = structlog.get_logger(__name__)
 
 SDL_FILE = Path("schema.graphql")
-T = TypeVar("T")
-
-
-class Refused(Exception):
-    """The command cannot be done; the message is one line that says what to do."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,28 +87,19 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run no executions here: `signoff worker` does, any number of them, on Postgres",
     )
+    serve.add_argument(
+        "--trusted-documents",
+        type=Path,
+        metavar="DIR",
+        help="run only the GraphQL documents in DIR: *.graphql files and JSON manifests",
+    )
     worker = command(
         "worker", _worker, "run executions only; any number beside a server, on Postgres"
     )
     worker.add_argument("--port", type=int, help="port for /healthz, /readyz and /metrics")
     command("migrate", _migrate, "bring the database up to date, as serve does when it starts")
-    made = command("keys", _list_keys, "make, list and revoke API keys")
-    actions = made.add_subparsers(metavar="ACTION")
-    create = actions.add_parser("create", help="make a key and show it once")
-    create.add_argument("--role", required=True, type=str.upper, choices=[r.value for r in Role])
-    create.add_argument("--name", required=True, help="the user; several keys may share it")
-    create.set_defaults(run=_create_key)
-    actions.add_parser("list", help="list all keys").set_defaults(run=_list_keys)
-    revoke = actions.add_parser("revoke", help="revoke a key")
-    revoke.add_argument("prefix", help="how the key begins, as `keys list` shows it")
-    revoke.set_defaults(run=_revoke_key)
-    verify = command(
-        "verify-audit", _verify_audit, "hold every log against its hashes; fails at a break"
-    )
-    verify.add_argument("--heads", action="store_true", help="print the hash each log ends with")
-    verify.add_argument(
-        "--against", type=Path, metavar="FILE", help="what --heads printed before must be in it"
-    )
+    key_commands.add(command)
+    heads.add(command)
     shown = command("demo", _demo, "drive two jobs through a running server and show each step")
     shown.add_argument("--url", default=demo.DEFAULT_URL, help="the running server")
     shown.add_argument("--key", help="an API key of MEMBER or ADMIN, if the server has keys")
@@ -123,13 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-Command = argparse.ArgumentParser
-
-
 def _serve(given: argparse.Namespace) -> None:
-    changes = {
-        name: getattr(given, name) for name in ("host", "port") if getattr(given, name) is not None
-    }
+    names = ("host", "port", "trusted_documents")
+    changes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     settings = Settings(**changes)
     if given.no_worker and settings.on_sqlite:
         raise Refused(
@@ -149,25 +130,19 @@ async def _serving(settings: Settings, *, work: bool) -> None:
         await _stopped()
         logger.info("stopping")
         app[HEALTH].stopping = True
+        await app[VIEW].sessions.stop()
         await app[RUNTIME].engine.stop(settings.shutdown_seconds)
 
 
 @asynccontextmanager
 async def _listening(app: web.Application, host: str, port: int) -> AsyncGenerator[int]:
     """Serve `app` meanwhile; yields the port, which was to be chosen if it is 0."""
-    runner = web.AppRunner(
-        app, access_log=None, shutdown_timeout=3, auto_decompress=False, lingering_time=1
-    )
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
+    async with AsyncExitStack() as stack:
         try:
-            await site.start()
+            bound = await stack.enter_async_context(listening(app, host, port))
         except OSError as error:
             raise Refused(_no_address(host, port, error)) from None
-        yield site.port
-    finally:
-        await runner.cleanup()
+        yield bound
 
 
 def _no_address(host: str, port: int, error: OSError) -> str:
@@ -181,7 +156,7 @@ def _no_address(host: str, port: int, error: OSError) -> str:
 
 async def _refuse_open_door(settings: Settings) -> None:
     """Without any key whoever connects would be the admin: fine on loopback only."""
-    if is_loopback(settings.host):
+    if is_loopback(settings.host) or settings.oidc_issuer is not None:
         return
     await database.migrate(settings.database_url)
     async with database.connected(settings.database_url):
@@ -205,6 +180,8 @@ async def _announce(settings: Settings, app: web.Application, port: int) -> None
         f"  GraphiQL   {base}/graphiql   (docs and ready-made examples)",
         f"  Health     {base}/healthz",
     ]
+    if settings.trusted_documents is not None:
+        lines.append(f"  Documents  only those in {settings.trusted_documents} are run")
     if agent is not None:
         lines.append(f"  Agent      “{agent.name}” at {agent.endpoint_url}")
     if allows_private_agents(settings):
@@ -253,7 +230,12 @@ async def _working(settings: Settings) -> None:
     known = Health.of(settings)
     async with (
         AsyncExitStack() as probes,  # they answer until the last execution has ended
-        runtime(settings, allow_private_agents=bool(settings.allow_private_agents)) as known.rt,
+        runtime(
+            settings,
+            allow_private_agents=bool(settings.allow_private_agents),
+            allow_private_webhooks=bool(settings.allow_private_webhooks),
+        ) as known.rt,
+        known.gate.uses.written(),
     ):
         if settings.worker_port is not None:
             listening = _listening(create_probes(known), settings.host, settings.worker_port)
@@ -280,56 +262,6 @@ def _migrate(given: argparse.Namespace) -> None:
     settings = Settings()
     asyncio.run(database.migrate(settings.database_url))
     print("The database is up to date.")
-
-
-def _create_key(given: argparse.Namespace) -> None:
-    _, text = _with_database(lambda: keys.create(given.name, Role(given.role), _operator()))
-    print(text)
-    print("Keep it now: it is not shown again.", file=sys.stderr)
-
-
-def _list_keys(given: argparse.Namespace) -> None:
-    made = _with_database(keys.newest)
-    if not made:
-        print("No keys yet. Make one with: signoff keys create --role admin --name you")
-    for key in made:
-        state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "active"
-        print(f"{key.prefix}…  {key.role:6}  {state:18}  {key.name}")
-
-
-def _revoke_key(given: argparse.Namespace) -> None:
-    revoked = _with_database(lambda: keys.revoke(given.prefix, _operator()))
-    if not revoked:
-        raise Refused(f"no active key begins with {given.prefix}; see: signoff keys list")
-    print(f"Revoked the key of {revoked[0].name}.")
-
-
-def _operator() -> Actor:
-    """Whoever is at the command line: the system knows them by this name."""
-    try:
-        name = getpass.getuser()
-    except (OSError, KeyError):  # a container's user needs no name
-        name = "somebody"
-    return Actor(ActorKind.USER, None, f"{name} at the command line"[:200])
-
-
-def _verify_audit(given: argparse.Namespace) -> None:
-    kept = heads.kept(given.against) if given.against else {}
-    show = print if given.heads else str
-    total = _with_database(lambda: heads.verify(kept, show=show))
-    if not total.ok:
-        raise Refused(f"the logs are not as they were written: {total.problem}")
-    print(f"{total.checked} entries are as they were written; together {total.head}")
-
-
-def _with_database(do: Callable[[], Awaitable[T]]) -> T:
-    async def work() -> T:
-        url = Settings().database_url
-        await database.migrate(url)
-        async with database.connected(url):
-            return await do()
-
-    return asyncio.run(work())
 
 
 def _demo(given: argparse.Namespace) -> None:

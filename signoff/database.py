@@ -25,10 +25,10 @@ COMMAND_SECONDS = 15
 or two. A black-holed connection would otherwise hold an operation for a minute and more, and
 proxies and clients commonly give up after 30 s, waiting for a free connection included."""
 CONNECT_SECONDS = 5
-POOL_SIZE = 10
-"""Connections of one process, to which two are added: one to listen, one for signs of life.
-One event loop keeps no more than a few busy, and eight processes fit under Postgres' default of
-100 connections."""
+POOL_SIZE = 8
+"""Connections of one process, to which four are added: for reads by key, for writes, for signs
+of life and to listen. One event loop keeps no more than a few busy, and eight processes fit under
+Postgres' default of 100 connections."""
 IDLE_SECONDS = 3
 """After which Postgres undoes a transaction in which a process says nothing. A worker that is
 stopped, cut off or swapped out while it holds the lock of the queue, or of a job, would
@@ -209,10 +209,11 @@ def _tables() -> list[type[Model]]:
 
 
 def index_statements(model: type[Model]) -> list[str]:
-    """One statement for each named index that a model declares."""
+    """One statement for each named index that a model declares; `extra` is its WHERE."""
     table = cast("dict[str, Any]", model.describe())
     return [
         f'CREATE INDEX IF NOT EXISTS "{index["name"]}" ON "{table["table"]}" ({columns})'
+        + index["extra"]
         for index in table["indexes"]
         for columns in (", ".join(f'"{field}"' for field in index["fields"]),)
     ]

@@ -15,12 +15,13 @@ import structlog
 from aiohttp import web
 from tortoise import connections
 
-from models import migrations
+from models import DEFAULT_WORKSPACE, migrations
 from services.errors import ErrorCode, Unauthenticated
 from services.runtime import Runtime
+from signoff import oidc
 from signoff.auth import Gate, is_loopback
+from signoff.refusals import failure, unauthenticated
 from signoff.settings import Settings
-from signoff.transport import failure
 
 logger = structlog.get_logger(__name__)
 
@@ -42,7 +43,12 @@ class Health:
 
     @classmethod
     def of(cls, settings: Settings) -> Health:
-        return cls(Gate(local=is_loopback(settings.host)), settings.metrics_open)
+        gate = Gate(
+            local=is_loopback(settings.host),
+            members_see_workspace=settings.members_see == "workspace",
+            tokens=oidc.of(settings),
+        )
+        return cls(gate, settings.metrics_open)
 
 
 HEALTH: web.AppKey[Health] = web.AppKey("health", Health)
@@ -134,12 +140,13 @@ async def _refusal(health: Health, request: web.Request) -> web.Response | None:
     try:
         viewer = await health.gate.viewer(request.headers.get("Authorization"), request.headers)
     except Unauthenticated as error:
-        response = failure(401, str(error), error.code)
-        response.headers["WWW-Authenticate"] = "Bearer"
-        return response
+        return unauthenticated(error)
     except Exception:
         logger.exception("keys cannot be read")
         return failure(503, SILENT, ErrorCode.UNAVAILABLE)
-    if viewer.is_admin:
+    if not viewer.is_admin:
+        return failure(403, "Metrics are for admins.", ErrorCode.FORBIDDEN)
+    if viewer.workspace_id == DEFAULT_WORKSPACE and not viewer.is_scoped:
         return None
-    return failure(403, "Metrics are for admins.", ErrorCode.FORBIDDEN)
+    message = "Metrics count what all workspaces do: they are for admins of the default one."
+    return failure(403, message, ErrorCode.FORBIDDEN)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from contextvars import Context
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from models.statements import Row, Unavailable
@@ -15,16 +17,20 @@ A = TypeVar("A")
 
 MAX_TOGETHER = 16
 """Statements in one transaction: what they lock stays locked until the last is done."""
-STALL_SECONDS = 0.05
-"""After which others do not wait for one that waits for somebody else's lock."""
+MAX_APART = 4
+"""Statements that go by themselves at once, after those that went together had failed."""
+LATE_SECONDS = 5.0
+"""Whoever waits longer for a turn is behind hundreds of others, or the database is away: an
+answer that says so is better than one that nobody waits for any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked(Generic[Q, A]):
-    """What is asked of the database, and who waits for the answer."""
+    """What is asked of the database, who waits for the answer, and until when it may be sent."""
 
     what: Q
     done: asyncio.Future[A]
+    deadline: float
 
     def settle(self, answer: A | Exception) -> None:
         """Once; nobody may be there any more to hear it."""
@@ -43,99 +49,120 @@ class _Asked(Asked[Sequence[Any], Row | None]):
 
 
 Acquire = Callable[[], AbstractAsyncContextManager[Any]]
-"""Gives a connection of asyncpg."""
+"""Gives a connection of asyncpg; what is raised in it as in `models.statements.Database`."""
+Together = Callable[[Any, str, Sequence[Sequence[Any]]], Awaitable[Sequence[Row | None]]]
 
 
 class Pipeline:
     """Runs statements that give one row at most, each, one after another on one connection.
 
     Those of one text that come meanwhile share the next round trip and its transaction: less
-    work for both sides than a connection each. If one of them fails, each goes by itself. Only
-    while nothing gets on, up to `most` connections are used.
+    work for both sides than a connection each. If one of them fails, or has to wait for
+    somebody's lock, which `line` must not let it do for long, all of them go again by
+    themselves, on connections of the `pool`.
     """
 
-    def __init__(self, acquire: Acquire, *, most: int) -> None:
-        self._acquire = acquire
-        self._most = most
+    def __init__(self, line: Acquire, pool: Acquire, together: Together) -> None:
+        self._line = line
+        self._pool = pool
+        self._run = together
         self._waiting: dict[str, list[_Asked]] = {}
-        self._busy = 0
-        self._served = 0
-        self._watch: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Task[None] | None = None
+        self._apart: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(MAX_APART)
 
     async def row(self, sql: str, values: Sequence[Any]) -> Row | None:
-        """The row that the statement gives."""
-        if not self._busy:
-            self._busy += 1
-            try:
-                return await self._alone(sql, values)
-            finally:
-                self._hand_over()
-        asked = _Asked(values, asyncio.get_running_loop().create_future())
+        """The row that the statement gives; raises `Unavailable` also where its turn is late."""
+        loop = asyncio.get_running_loop()
+        asked = _Asked(values, loop.create_future(), loop.time() + LATE_SECONDS)
         self._waiting.setdefault(sql, []).append(asked)
-        self._watch_out()
+        if self._server is None:
+            self._server = loop.create_task(self._serve(), context=Context())
         return await asked.done
-
-    def _hand_over(self) -> None:
-        """Serve those who came meanwhile."""
-        self._served += 1
-        task = asyncio.create_task(self._serve()) if self._waiting else None
-        if task is None:
-            self._busy -= 1
-        else:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
 
     async def _serve(self) -> None:
         try:
             while self._waiting:
-                sql = next(iter(self._waiting))
-                asked = self._waiting.pop(sql)
-                if rest := asked[MAX_TOGETHER:]:
-                    self._waiting[sql] = rest  # behind those of another text
-                await self._answer(sql, asked[:MAX_TOGETHER])
-                self._served += 1
+                sql, group = self._next()
+                if group:
+                    await self._answer(sql, group)
         finally:
-            self._busy -= 1
+            self._server = None
+            for group in self._waiting.values():  # none, unless this was cancelled
+                _fail(group)
+            self._waiting.clear()
 
-    async def _answer(self, sql: str, asked: Sequence[_Asked]) -> None:
-        answers: Sequence[Row | Exception] = ()
-        if len(asked) > 1:
-            answers = await self._together(sql, asked)
-        if len(answers) == len(asked):
-            for each, answer in zip(asked, answers, strict=True):
-                each.settle(answer)
-            return
-        for each in asked:
-            try:
-                each.settle(await self._alone(sql, each.what))
-            except Exception as error:  # noqa: BLE001 - told to whoever waits
-                each.settle(error)
+    def _next(self) -> tuple[str, Sequence[_Asked]]:
+        """The statements of the text that waits longest, without those nobody waits for."""
+        sql = next(iter(self._waiting))
+        group = self._waiting.pop(sql)
+        if rest := group[MAX_TOGETHER:]:
+            self._waiting[sql] = rest  # behind those of another text
+        now = asyncio.get_running_loop().time()
+        _fail([each for each in group[:MAX_TOGETHER] if each.deadline < now])
+        return sql, [each for each in group[:MAX_TOGETHER] if not each.done.done()]
 
-    async def _together(self, sql: str, asked: Sequence[_Asked]) -> Sequence[Row | Exception]:
-        """The rows of all; fewer if a statement gave none, or one failed and undid the others."""
+    async def _answer(self, sql: str, group: Sequence[_Asked]) -> None:
         try:
-            async with self._acquire() as connection:
-                return await connection.fetchmany(sql, [each.what for each in asked])
+            async with self._line() as connection:
+                rows = await self._run(connection, sql, [each.what for each in group])
         except Unavailable as error:
-            return [error] * len(asked)
+            for each in group:
+                each.settle(error)
         except Exception:  # noqa: BLE001 - each finds out by itself what is wrong
-            return ()
+            for each in group:
+                self._let_go_apart(sql, each)
+        except BaseException:
+            _fail(group)
+            raise
+        else:
+            for each, row in zip(group, rows, strict=True):
+                each.settle(row)
 
-    async def _alone(self, sql: str, values: Sequence[Any]) -> Row | None:
-        async with self._acquire() as connection:
-            return await connection.fetchrow(sql, *values)
+    def _let_go_apart(self, sql: str, asked: _Asked) -> None:
+        task = asyncio.get_running_loop().create_task(self._alone(sql, asked), context=Context())
+        self._apart.add(task)
+        task.add_done_callback(self._apart.discard)
 
-    def _watch_out(self) -> None:
-        if self._watch is None and self._busy < self._most:
-            loop = asyncio.get_running_loop()
-            self._watch = loop.call_later(STALL_SECONDS, self._help, self._served)
+    async def _alone(self, sql: str, asked: _Asked) -> None:
+        try:
+            async with self._room, self._pool() as connection:
+                (row,) = await self._run(connection, sql, [asked.what])
+                asked.settle(row)
+        except Exception as error:  # noqa: BLE001 - told to whoever waits
+            asked.settle(error)
+        finally:
+            _fail([asked])  # if this was cancelled
 
-    def _help(self, served: int) -> None:
-        """Use another connection if nothing has got on since."""
-        self._watch = None
-        if self._waiting:
-            if self._served == served and self._busy < self._most:
-                self._busy += 1
-                self._hand_over()
-            self._watch_out()
+
+def _fail(group: Sequence[_Asked]) -> None:
+    for each in group:
+        each.settle(Unavailable("its turn did not come in time"))
+
+
+async def one_row_each(
+    connection: Any, sql: str, values: Sequence[Sequence[Any]]
+) -> Sequence[Row | None]:
+    """Of a statement that always gives one."""
+    if len(values) == 1:
+        return [await connection.fetchrow(sql, *values[0])]
+    return await connection.fetchmany(sql, values)
+
+
+async def a_row_or_none(
+    connection: Any, sql: str, values: Sequence[Sequence[Any]]
+) -> Sequence[Row | None]:
+    """Of a SELECT that may find nothing: each row names the values that it was found by."""
+    if len(values) == 1:
+        return [await connection.fetchrow(sql, *values[0])]
+    found: list[Row | None] = [None] * len(values)
+    text = _numbered(sql, len(values[0]))
+    numbered = [(*each, number) for number, each in enumerate(values)]
+    for row in await connection.fetchmany(text, numbered):
+        found[row[0]] = row[1:]
+    return found
+
+
+@lru_cache(maxsize=1000)
+def _numbered(sql: str, values: int) -> str:
+    return f"SELECT ${values + 1}::int, found.* FROM ({sql}) found"  # noqa: S608 - a number

@@ -11,7 +11,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import asyncpg
@@ -19,7 +19,7 @@ from tortoise.backends.asyncpg.client import AsyncpgDBClient
 from tortoise.exceptions import IntegrityError
 
 from models.statements import Connection, GuardMissed, Row, Statement, Unavailable
-from signoff.pipeline import Pipeline
+from signoff.pipeline import Pipeline, a_row_or_none, one_row_each
 
 PLACEHOLDER = re.compile(r"\$(\d+)")
 GONE = (
@@ -44,9 +44,8 @@ CLOSE_SECONDS = 1
 OF_THE_POOL = frozenset({"reset", "max_queries", "max_inactive_connection_lifetime"})
 
 
-PIPELINED = 3
-"""Connections that statements of one row may use at most, those that read and those that write:
-where nothing stalls it is one each."""
+LOCK_TIMEOUT = "50ms"
+"""How long statements that go together wait for a lock; then each waits by itself."""
 
 BY_INDEX = "; ".join(
     f"SET LOCAL enable_{way} = off"
@@ -55,28 +54,47 @@ BY_INDEX = "; ".join(
 """A plan made while the queue is short is kept when it is long, and must not read all of it."""
 
 
+class Line:
+    """A connection for one purpose, made when it is needed; one at a time uses it."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
+        self._connect = connect
+        self._connection: Any = None
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncGenerator[Any]:
+        """One that did not answer is not used again."""
+        with _translated():
+            async with self._turn:
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await self._connect()
+                try:
+                    yield self._connection
+                except (asyncio.CancelledError, *GONE):
+                    self.close()
+                    raise
+
+    def close(self) -> None:
+        if self._connection is not None:
+            _drop(self._connection)
+
+
 class BatchingClient(AsyncpgDBClient):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._vital: Any = None
-        self._vital_turn = asyncio.Lock()
-        self._reads = Pipeline(self._translating, most=PIPELINED)
-        self._writes = Pipeline(self._translating, most=PIPELINED)
+        self._vital = Line(self._another_connection)
+        self._read = Line(self._another_connection)
+        self._written = Line(partial(self._another_connection, lock_timeout=LOCK_TIMEOUT))
+        self._reads = Pipeline(self._read.held, self._translating, a_row_or_none)
+        self._writes = Pipeline(self._written.held, self._translating, one_row_each)
 
     async def fetch_vital(self, sql: str, *values: Any) -> Sequence[Row]:
         """See `models.statements.Database`; on a connection that nobody else uses."""
-        with _translated():
-            async with self._vital_turn:
-                try:
-                    if self._vital is None or self._vital.is_closed():
-                        self._vital = await self._another_connection()
-                    return await self._vital.fetch(sql, *values)
-                except BaseException:
-                    if self._vital is not None:
-                        self._vital.terminate()
-                    raise
+        async with self._vital.held() as connection:
+            return await connection.fetch(sql, *values)
 
-    async def _another_connection(self) -> Any:
+    async def _another_connection(self, **settings: str) -> Any:
         connect = cast("Callable[..., Awaitable[Any]]", asyncpg.connect)
         more = {name: value for name, value in self.extra.items() if name not in OF_THE_POOL}
         return await connect(
@@ -85,13 +103,13 @@ class BatchingClient(AsyncpgDBClient):
             user=self.user,
             password=self.password,
             database=self.database,
-            server_settings=self.server_settings,
+            server_settings=self.server_settings | settings,
             **more,
         )
 
     async def _close(self) -> None:
-        if self._vital is not None:
-            self._vital.terminate()
+        for line in (self._vital, self._read, self._written):
+            line.close()
         pool = cast("Any", self._pool)
         if pool is not None:
             try:

@@ -14,11 +14,13 @@ from aiohttp import web
 
 from models import Agent
 from services import agent_http, agents
+from services.actors import LOCAL_ADMIN
 from services.agent_http import BadSignature
 from services.agents import SaveAgent
 from services.runtime import Runtime
 from services.values import RawJson
-from signoff.transport import failure
+from signoff.asked import body_of
+from signoff.refusals import failure
 
 PATH = "/sample-agent"
 NAME = "Sample agent"
@@ -36,10 +38,10 @@ OUTPUT_SCHEMA = {
 
 def endpoint(rt: Callable[[], Runtime]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def answer(request: web.Request) -> web.Response:
-        agent = await Agent.get_or_none(name=NAME)
+        agent = await _registered()
         if agent is None:
             raise web.HTTPNotFound
-        body = await request.read()
+        body = await body_of(request)
         secret = rt().vault.open(agent.signing_secret_sealed)
         try:
             agent_http.verify(secret, request.headers, body, now=datetime.now(UTC).timestamp())
@@ -64,7 +66,7 @@ async def register(rt: Runtime, base_url: str) -> Agent | None:
     Made if there is no agent at all, moved if a server at another address made it, None if
     the user has agents of their own.
     """
-    known = await Agent.get_or_none(name=NAME)
+    known = await _registered()
     url = base_url + PATH
     if known is None and await Agent.exists():
         return None
@@ -81,4 +83,9 @@ async def register(rt: Runtime, base_url: str) -> Agent | None:
         accepts_feedback=True,
         timeout_seconds=30,
     )
-    return (await agents.save(rt, command)).agent
+    return (await agents.save(rt, LOCAL_ADMIN, command)).agent
+
+
+async def _registered() -> Agent | None:
+    """Where the local admin is; another workspace may have an agent of that name."""
+    return await Agent.get_or_none(workspace_id=LOCAL_ADMIN.workspace_id, name=NAME)

@@ -13,7 +13,6 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
@@ -184,9 +183,10 @@ class DirectClient(SqliteClient):
             logger.exception("the checkpoint failed; trying again later")
 
 
-@dataclass(frozen=True, slots=True)
 class _Batch(Asked[Sequence[Statement], list[Any]]):
-    deadline: float
+    """The statements of a transaction and what they return."""
+
+    __slots__ = ()
 
 
 class _Busy(Exception):
@@ -210,8 +210,15 @@ def _translated() -> Generator[None]:
     except sqlite3.IntegrityError as error:
         raise IntegrityError(error) from error
     except sqlite3.OperationalError as error:
+        if _is_of_statement(error):
+            raise
         busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
         raise (_Busy if busy else Unavailable)(str(error)) from error
+
+
+def _is_of_statement(error: sqlite3.OperationalError) -> bool:
+    """Whether trying again cannot help, such as for a table that is not there."""
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_ERROR
 
 
 @contextmanager
@@ -232,9 +239,9 @@ def _apart(
     connection.execute("SAVEPOINT batch")
     try:
         results = [_one(connection, index, each) for index, each in enumerate(statements)]
-    except sqlite3.OperationalError:  # of the database, not of this batch
-        raise
-    except Exception as error:  # noqa: BLE001 - told to whoever waits
+    except Exception as error:
+        if isinstance(error, sqlite3.OperationalError) and not _is_of_statement(error):
+            raise  # it is of the database, not of this batch
         connection.execute("ROLLBACK TO batch")
         connection.execute("RELEASE batch")
         return IntegrityError(error) if isinstance(error, sqlite3.IntegrityError) else error

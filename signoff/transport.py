@@ -1,187 +1,170 @@
-"""GraphQL over HTTP, WebSocket and SSE."""
+"""GraphQL over HTTP: one answer, an event stream, or a WebSocket."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any, NoReturn, TypeGuard, cast
-
-import orjson
 from aiohttp import web
-from cross_web import AsyncHTTPRequestAdapter, HTTPException
-from strawberry.aiohttp.views import GraphQLView
-from strawberry.exceptions import ConnectionRejectionError
-from strawberry.http import GraphQLHTTPResponse, GraphQLRequestData
-from strawberry.subscriptions import GRAPHQL_SSE_PROTOCOL, GRAPHQL_TRANSPORT_WS_PROTOCOL
-from strawberry.types.unset import UNSET, UnsetType
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
+from strawberry.types import ExecutionResult
+from strawberry.types.graphql import OperationType
 
 from resolvers.context import Context
-from schema import schema
-from services.actors import NOBODY
-from services.errors import ErrorCode, Unauthenticated
+from schema.failures import shown_failure
+from services.actors import Viewer
+from services.errors import LimitExceeded, RateLimited, Unauthenticated, UnknownDocument
+from services.rates import Rates
 from services.runtime import Runtime
+from signoff import asked, results, websocket
+from signoff.asked import Asked, encoded
 from signoff.auth import Gate
+from signoff.browsers import METHODS, Pages
+from signoff.event_streams import EventStream
+from signoff.guarding import Attempts, Guard
+from signoff.media import Media, Wanted, wanted
+from signoff.refusals import JSON, Refused, not_here, throttled, unauthenticated
+from signoff.sessions import SOON, Sessions, client_of
+from signoff.websocket import Socket
 
-MAX_MESSAGE_BYTES = 2_097_152
-HEARTBEAT_SECONDS = 20
-INIT_SECONDS = 10
-"""A WebSocket that has not introduced itself by then is closed with 4408."""
-MAX_OPERATIONS = 100
-"""Operations under way on one WebSocket."""
-MEMBERS: dict[str, tuple[type, str]] = {
-    "query": (str, "a string"),
-    "variables": (dict, "an object"),
-    "extensions": (dict, "an object"),
-}
-"""Of a request, and what they must be."""
-LONG_NUMBER = re.compile(r"\d{19}")
+READS = {OperationType.QUERY}
+CALLS = READS | {OperationType.MUTATION}
 
 
-@dataclass(slots=True)
-class SocketContext(Context):
-    """A WebSocket's: the caller may introduce themselves after connecting."""
+class View:
+    """What answers at `/graphql`."""
 
-    headers: Mapping[str, str]
-    connection_params: dict[str, Any] = field(default_factory=dict[str, Any])
-
-
-class View(GraphQLView[Context, None]):
-    def __init__(self, rt: Runtime, gate: Gate) -> None:
-        super().__init__(
-            schema=schema,
-            graphql_ide=None,
-            subscription_protocols=(GRAPHQL_TRANSPORT_WS_PROTOCOL, GRAPHQL_SSE_PROTOCOL),
-            connection_init_wait_timeout=timedelta(seconds=INIT_SECONDS),
-            max_subscriptions_per_connection=MAX_OPERATIONS,
-        )
+    def __init__(
+        self,
+        rt: Runtime,
+        gate: Gate,
+        sessions: Sessions | None = None,
+        pages: Pages | None = None,
+        guard: Guard | None = None,
+        failures: Rates | None = None,
+    ) -> None:
         self._rt = rt
-        self._gate = gate
+        self._guard = guard or Guard()
+        self._attempts = Attempts(gate, Rates() if failures is None else failures)
+        self.sessions = Sessions(gate) if sessions is None else sessions
+        self._pages = pages or Pages()
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
+        """Raises `Refused`, in the media type that the client takes."""
+        self._pages.check(request.headers)
+        if request.method == "OPTIONS":
+            return self._pages.preflight(request)
+        if websocket.is_upgrade(request):
+            return await self._socket(request)
+        if request.method not in METHODS:
+            raise not_here(*METHODS)
+        return await self._answer(request)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        accepted = wanted(request.headers.get("Accept"))
         try:
-            return await self.run(request=request)
-        except HTTPException as error:
-            return failure(error.status_code, error.reason, ErrorCode.VALIDATION)
+            if request.method == "GET":
+                return await self._got(request, accepted)
+            return await self._posted(request, accepted)
+        except Refused as error:
+            return error.response(accepted.single or JSON)
         except Unauthenticated as error:
-            response = failure(401, str(error), error.code)
-            response.headers["WWW-Authenticate"] = "Bearer"
-            return response
+            return unauthenticated(error, accepted.single or JSON)
+        except RateLimited as error:
+            return throttled(error, accepted.single or JSON)
 
-    async def get_context(
-        self, request: web.Request, response: web.Response | web.WebSocketResponse
-    ) -> Context:
-        if isinstance(response, web.WebSocketResponse):
-            return SocketContext(self._rt, NOBODY, request.headers)
-        authorization = request.headers.get("Authorization")
-        return Context(self._rt, await self._gate.viewer(authorization, request.headers))
-
-    async def on_ws_connect(self, context: Context) -> UnsetType | dict[str, object] | None:
-        """A key comes in the payload of `connection_init`, or in the handshake's header."""
-        socket = cast("SocketContext", context)
-        params = {name.lower(): value for name, value in socket.connection_params.items()}
-        given = params.get("authorization", socket.headers.get("Authorization"))
+    async def _got(self, request: web.Request, accepted: Wanted) -> web.StreamResponse:
+        """Queries alone, in one answer: a GET may be caused by any link."""
+        if accepted.single is None:
+            raise _not_acceptable(Media.JSON, Media.GRAPHQL)
+        self._pages.check_get(request.headers)
+        viewer = await self._viewer(request)
         try:
-            viewer = await self._gate.viewer(None if given is None else str(given), socket.headers)
-        except Unauthenticated as error:
-            raise ConnectionRejectionError from error
-        context.enter(viewer)
-        return UNSET
+            result = await self._result(viewer, asked.of_get(request), READS)
+        except InvalidOperationTypeError:
+            raise not_here("POST") from None
+        return _response(result, accepted.single)
 
-    async def create_websocket_response(
-        self, request: web.Request, subprotocol: str | None
-    ) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(
-            protocols=[subprotocol] if subprotocol else [],
-            heartbeat=HEARTBEAT_SECONDS,
-            max_msg_size=MAX_MESSAGE_BYTES,
-            compress=False,
-        )
-        await socket.prepare(request)
-        return socket
-
-    def is_websocket_request(self, request: web.Request) -> TypeGuard[web.Request]:
-        return "Upgrade" in request.headers and super().is_websocket_request(request)
-
-    def should_render_graphql_ide(self, request: object) -> bool:
-        """Never here: it has a path of its own."""
-        return False
-
-    async def parse_http_body(
-        self, request: AsyncHTTPRequestAdapter
-    ) -> GraphQLRequestData | list[GraphQLRequestData]:
-        """JSON only, and said so: a form's content type would pass a browser's preflight."""
-        if request.method != "POST":
-            return await super().parse_http_body(request)
-        media_type = (request.content_type or "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
-            raise HTTPException(415, "POST a body of content type application/json.")
-        asked = self.parse_json(await request.get_body())
-        for name, (kind, what) in MEMBERS.items():
-            if not isinstance(asked.get(name), kind | None):
-                raise HTTPException(
-                    400,
-                    f"The GraphQL operation's `{name}` must be {what} or null, if provided.",
-                )
-        streaming = self._get_stream_transport_from_headers(request.headers)
-        return GraphQLRequestData(
-            query=asked.get("query"),
-            variables=asked.get("variables"),
-            operation_name=asked.get("operationName"),
-            extensions=asked.get("extensions"),
-            protocol=streaming.protocol if streaming else "http",
-        )
-
-    def parse_json(self, data: str | bytes) -> Any:
-        content = super().parse_json(data)
-        if not isinstance(content, dict):
-            raise HTTPException(400, "The body must be a JSON object with a `query`.")
-        return cast("dict[str, Any]", content)
-
-    def decode_json(self, data: str | bytes) -> object:
-        """Integers exactly: orjson makes floats of those over 64 bits, which must be refused."""
+    async def _posted(self, request: web.Request, accepted: Wanted) -> web.StreamResponse:
+        if accepted.single is None and not accepted.streams:
+            raise _not_acceptable(*Media)
+        viewer = await self._viewer(request)
+        is_here = request.content.is_eof()
+        operation = await asked.of_post(request)
+        if not is_here:  # a key may be revoked while a body comes
+            viewer = await self._viewer(request)
+        if accepted.single is None or accepted.streamed:
+            return await self._streamed(request, viewer, operation)
         try:
-            text = data if isinstance(data, str) else data.decode()
-        except UnicodeDecodeError as error:
-            raise json.JSONDecodeError("is not UTF-8", "", error.start) from None
-        return _exact(text) if LONG_NUMBER.search(text) else orjson.loads(text)
+            result = await self._result(viewer, operation, CALLS)
+        except InvalidOperationTypeError:
+            if not accepted.streams:
+                raise _not_acceptable(Media.EVENTS) from None
+            return await self._streamed(request, viewer, operation)
+        return _response(result, accepted.single)
 
-    def create_response(
-        self,
-        response_data: GraphQLHTTPResponse | list[GraphQLHTTPResponse],
-        sub_response: web.Response,
-    ) -> web.Response:
-        sub_response.body = _encoded(response_data)
-        sub_response.headers["Content-Type"] = "application/json; charset=utf-8"
-        return sub_response
+    async def _viewer(self, request: web.Request) -> Viewer:
+        credential = request.headers.get("Authorization")
+        return await self._attempts.viewer(credential, request.headers, request.remote)
 
-    def encode_json(self, data: object) -> str:
-        """A string, since bytes would become binary frames on a WebSocket."""
-        return _encoded(data).decode()
+    async def _result(
+        self, viewer: Viewer, operation: Asked, kinds: set[OperationType]
+    ) -> ExecutionResult:
+        context = Context(self._rt, viewer)
+        try:
+            return await self._guard.schema.execute(
+                self._guard.admitted(operation, context),
+                variable_values=operation.variables,
+                context_value=context,
+                operation_name=operation.operation_name,
+                allowed_operation_types=kinds,
+                operation_extensions=operation.extensions,
+            )
+        except UnknownDocument as error:
+            raise Refused(400, str(error), error.code) from None
+        except CannotGetOperationTypeError as error:
+            told = shown_failure(error)
+            raise Refused(400, told.message, "GRAPHQL_ERROR") from None
+
+    async def _streamed(
+        self, request: web.Request, viewer: Viewer, operation: Asked
+    ) -> web.StreamResponse:
+        self._rt.rates.check(viewer.budget)
+        stream = EventStream()
+        credential = request.headers.get("Authorization")
+        client = client_of(request, credential, viewer)
+        try:
+            with self.sessions.opened(client, stream.end) as session:
+                self.sessions.enter(session, credential, viewer, client)
+                with self.sessions.operation(session):
+                    payloads = results.stream(self._guard, Context(self._rt, viewer), operation)
+                    return await stream.run(request, payloads)
+        except LimitExceeded as error:
+            raise Refused(429, str(error), error.code, headers=SOON) from None
+
+    async def _socket(self, request: web.Request) -> web.StreamResponse:
+        socket = Socket(self._rt, self._guard, self._attempts, self.sessions, request)
+        with self.sessions.opened(client_of(request), socket.close) as session:
+            return await socket.run(session)
 
 
-def _encoded(data: object) -> bytes:
-    try:
-        return orjson.dumps(data)
-    except TypeError:  # an agent's response near orjson's depth, deeper by the answer's levels
-        return json.dumps(data, allow_nan=False).encode()
+def _not_acceptable(*offered: Media) -> Refused:
+    return Refused(406, f"This is answered as {', '.join(offered)}.", "HTTP_406")
 
 
-def _exact(text: str) -> object:
-    """Python's own reader knows integers of any size; what it cannot read is no JSON to us."""
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise json.JSONDecodeError(str(error), text, 0) from None
+def _response(result: ExecutionResult, media: Media) -> web.Response:
+    """As application/json a request that can be read is 200, whatever becomes of it."""
+    failed = media is Media.GRAPHQL and results.not_executed(result)
+    wait = _wait(result)
+    response = web.Response(
+        status=429 if wait else 400 if failed else 200,
+        body=encoded(results.body(result)),
+        headers={"Content-Type": f"{media}; charset=utf-8", "Cache-Control": "no-store"},
+    )
+    if wait:
+        response.headers["Retry-After"] = str(wait)
+    return response
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def failure(status: int, message: str, code: str) -> web.Response:
-    """An error before any operation, in the shape of GraphQL's own."""
-    body = {"errors": [{"message": message, "extensions": {"code": code}}]}
-    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+def _wait(result: ExecutionResult) -> int | None:
+    """Seconds until a caller who asked for too much may ask again."""
+    if not result.errors or result.data is not None:
+        return None
+    return (result.errors[0].extensions or {}).get("retryAfter")

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from functools import partial
 
 import structlog
@@ -19,8 +20,12 @@ from services.events import Events
 from services.events.horizon import Gapless, InOrder
 from services.judges.openai import OpenAIJudge
 from services.judges.sandbox import Sandbox
+from services.rates import BURST_SECONDS, Rates
 from services.runtime import Options, Runtime
 from services.secrets import Vault
+from services.webhooks import deliveries
+from services.webhooks.client import WebhookClient
+from services.webhooks.deliverer import Deliverer
 from signoff import database, otel
 from signoff.settings import Settings
 
@@ -37,7 +42,11 @@ class BadSettings(Exception):
 
 @asynccontextmanager
 async def runtime(
-    settings: Settings, *, allow_private_agents: bool, work: bool = True
+    settings: Settings,
+    *,
+    allow_private_agents: bool,
+    allow_private_webhooks: bool = False,
+    work: bool = True,
 ) -> AsyncGenerator[Runtime]:
     """Everything started, on a migrated database; stopped again in reverse order.
 
@@ -70,6 +79,7 @@ async def runtime(
             tracer=otel.tracer(os.environ),
             options=Options(
                 allow_private_agents=allow_private_agents,
+                allow_private_webhooks=allow_private_webhooks,
                 agent_tries=settings.agent_tries,
                 retry_initial_seconds=settings.retry_initial_seconds,
                 retry_max_seconds=settings.retry_max_seconds,
@@ -80,6 +90,7 @@ async def runtime(
                 judge_output_usd=settings.judge_output_usd_per_million,
             ),
             bound=QueueBound(settings.max_queued),
+            rates=_rates(settings),
         )
         if rt.tracer is not None:
             stack.push_async_callback(asyncio.to_thread, rt.tracer.close)
@@ -97,10 +108,17 @@ async def runtime(
 
         await rt.bus.start(heard)
         stack.push_async_callback(rt.bus.stop)  # after the engine, which tells by it to the end
+        kept = timedelta(days=settings.webhook_keep_days)
         if work:
+            client = WebhookClient(allow_private=allow_private_webhooks)
+            await stack.enter_async_context(client)
+            seconds = settings.webhook_timeout_seconds
+            deliverer = Deliverer(rt, client, seconds=seconds, kept=kept)
+            deliverer.start()
+            stack.push_async_callback(deliverer.stop)
             await rt.engine.start(_work(rt))
             stack.push_async_callback(rt.engine.stop, settings.shutdown_seconds)
-        sweeper = asyncio.create_task(_sweep(rt))
+        sweeper = asyncio.create_task(_sweep(kept))
         stack.callback(sweeper.cancel)
         yield rt
 
@@ -121,6 +139,14 @@ def _events(settings: Settings) -> Events:
     return Events(Gapless(), POLL_SECONDS)
 
 
+def _rates(settings: Settings) -> Rates:
+    """The dearest operation must fit into what may be used at once."""
+    if not settings.rate_per_minute:
+        return Rates()
+    at_once = settings.rate_per_minute * BURST_SECONDS // 60
+    return Rates(settings.rate_per_minute, burst=max(at_once, settings.max_cost))
+
+
 def _judge(settings: Settings) -> OpenAIJudge | None:
     if settings.openai_api_key is None:
         return None
@@ -133,11 +159,12 @@ def _judge(settings: Settings) -> OpenAIJudge | None:
     )
 
 
-async def _sweep(rt: Runtime) -> None:
-    """Forget answered mutations too old to be repeated."""
+async def _sweep(kept: timedelta) -> None:
+    """Forget answered mutations too old to be repeated, and deliveries older than `kept`."""
     while True:
         try:
             await idempotency.forget()
+            await deliveries.forget(kept)
         except Exception:
             logger.exception("sweeping failed; trying again later")
         await asyncio.sleep(SWEEP_SECONDS)

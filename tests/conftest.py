@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tortoise.backends.base import executor
 
 import signoff  # puts our folders first on the path, before anything is imported
@@ -23,6 +24,14 @@ from tests.support.missing import missing
 from tests.support.running import AiohttpClient, Client, settings_for
 
 __all__ = ["signoff"]
+
+# `pytest --hypothesis-profile=long` looks for longer, and elsewhere each time.
+SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+settings.register_profile(
+    "short", max_examples=30, deadline=None, derandomize=True, suppress_health_check=SLOW
+)
+settings.register_profile("long", max_examples=5_000, deadline=None, suppress_health_check=SLOW)
+settings.load_profile("short")
 
 OUTPUT = Path(__file__).parent / "output"
 
@@ -115,7 +124,7 @@ async def browser_page() -> AsyncIterator[browsers.WatchedPage]:
 async def rt(database_url: str, tmp_path: Path) -> AsyncIterator[Runtime]:
     """Everything started on a database of the test's own; agents on loopback may be called."""
     settings = settings_for(database_url, tmp_path)
-    async with runtime(settings, allow_private_agents=True) as running:
+    async with runtime(settings, allow_private_agents=True, allow_private_webhooks=True) as running:
         yield running
 
 

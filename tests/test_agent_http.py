@@ -40,7 +40,7 @@ from services.agent_http import (
     sign,
     verify,
 )
-from services.agent_http.addresses import AddrInfo, allowed
+from services.agent_http.addresses import AddrInfo, Peer, allowed
 from services.agent_http.answers import EXCERPT_SECONDS
 from services.agent_http.failures import retry_after
 from services.agent_http.headers import feedback_header
@@ -669,7 +669,7 @@ async def test_giving_up_does_not_wait_for_a_peer_that_reads_nothing(
         made.append(socket.socket(info[0], info[1], info[2]))
         return made[-1]
 
-    def unguarded(*, allow_private: bool) -> Callable[[AddrInfo], socket.socket]:
+    def unguarded(*, allow_private: bool, peer: Peer) -> Callable[[AddrInfo], socket.socket]:
         return make
 
     monkeypatch.setattr(connections, "guarded_sockets", unguarded)

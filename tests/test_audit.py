@@ -19,12 +19,13 @@ from models import AuditEntry, Job, JobLog, JobLogType, JobStatus, Role, hashes,
 from models.base import uuid7
 from models.job import ActorKind
 from services import agents, audit, circuits, decisions, jobs, keys, verification
-from services.actors import SYSTEM
 from services.agents import SaveAgent
 from services.decisions import ForceComplete
 from services.errors import Forbidden, LimitExceeded, NotFound
+from services.key_uses import KeyUses
 from services.paging import Window
 from services.runtime import Runtime
+from services.transactions import atomic
 from services.verification import Verification
 from tests.fakes.agents import fake_agent
 from tests.support.commands import environment
@@ -43,6 +44,7 @@ from tests.support.making import (
 from tests.support.running import Client
 
 ENTRY: dict[str, Any] = {
+    "workspace_id": 7,
     "job_id": UUID("01900000-0000-7000-8000-000000000001"),
     "type": JobLogType.NOTE,
     "status": JobStatus.PENDING,
@@ -62,6 +64,7 @@ def test_a_hash_can_be_made_by_anybody() -> None:
     told = [
         "signoff.log.1",
         "abc",
+        7,
         "01900000-0000-7000-8000-000000000001",
         "NOTE",
         "PENDING",
@@ -102,7 +105,7 @@ async def verified(job: Job) -> Verification:
 
 
 async def test_a_log_is_as_it_was_written(rt: Runtime) -> None:
-    for model, told in ((JobLog, hashes.OF_JOB), (AuditEntry, hashes.OF_SERVER)):
+    for model, told in ((JobLog, hashes.OF_JOB), (AuditEntry, hashes.OF_WORKSPACE)):
         assert set(told) == set(statements.attributes(model)) - {"hash"}
     job = await worked_on(rt)
     entries = await logs_of(job)
@@ -174,9 +177,9 @@ async def test_a_head_that_was_kept_shows_what_was_cut_off_with_the_head(rt: Run
     await remove(entries[-1])
     await Job.filter(id=job.id).update(log_head=entries[-2].hash)
     assert (await verified(job)).ok
-    found = {log.name: log.found async for log in verification.logs(kept)}
+    found = {log.name: log.found async for log in verification.everywhere(kept)}
     assert found[f"job_{job.id.hex}"].problem == "the hash that was kept is not in the log"
-    found = {log.name: log.found async for log in verification.logs({"job_gone": ""})}
+    found = {log.name: log.found async for log in verification.everywhere({"job_gone": ""})}
     assert found["job_gone"].problem == "is gone"
 
 
@@ -191,7 +194,7 @@ async def remove(entry: JobLog) -> None:
 async def broken(job: Job) -> tuple[int | None, int]:
     """The first broken entry, and how many before it are well; all of them together say so too."""
     found = await verified(job)
-    everything = await verification.of_everything(ADMIN)
+    everything = await verification.of_workspace(ADMIN)
     assert (found.ok, everything.first_broken) == (False, found.first_broken)
     assert found.problem == f"entry {found.first_broken} is not the one written"
     return found.first_broken, found.checked
@@ -289,12 +292,12 @@ async def test_what_is_done_to_agents_is_told_without_secrets(rt: Runtime) -> No
             "auth_header": "Authorization: Bearer hush",
         }
     )
-    agent = (await agents.save(rt, made, ADMIN)).agent
+    agent = (await agents.save(rt, ADMIN, made)).agent
     change = {"id": agent.id, "name": "Ada", "endpoint_url": "http://127.0.0.1:9/b?token=hush2"}
     change |= {"max_concurrency": 3, "auth_header": "", "description": "x" * 3000}
-    await agents.save(rt, SaveAgent.model_validate(change), ADMIN)
-    await agents.set_availability(rt, agent.id, type(agent.availability).PAUSED, ADMIN)
-    await circuits.reset(rt, agent.id, ADMIN)
+    await agents.save(rt, ADMIN, SaveAgent.model_validate(change))
+    await agents.set_availability(rt, ADMIN, agent.id, type(agent.availability).PAUSED)
+    await circuits.reset(rt, ADMIN, agent.id)
     subject = f"agent_{agent.id.hex}"
     entries = await told()
     assert entries[0] == (
@@ -339,11 +342,13 @@ async def test_a_change_that_is_refused_is_not_told(rt: Runtime) -> None:
 
 async def test_keys_made_used_and_revoked_are_told(rt: Runtime) -> None:
     key, text = await keys.create("Ada", Role.ADMIN)
-    _, plain = await keys.create("Mia", Role.MEMBER)
-    for uses in (keys.Uses(), keys.Uses()):  # as two processes would
-        for _ in range(3):
-            await keys.viewer_of(text, uses)
-            await keys.viewer_of(plain, uses)
+    member, _ = await keys.create("Mia", Role.MEMBER)
+    for _ in range(2):  # as two processes would
+        uses = KeyUses()
+        async with uses.written():
+            for _ in range(3):
+                uses.note(key)
+                uses.note(member)
     await keys.revoke(key.prefix)
     entries = await told()
     actions = [(actor, action) for actor, action, _, _ in entries]
@@ -370,14 +375,17 @@ async def test_a_forced_completion_is_told_with_who_and_why(rt: Runtime) -> None
 
 
 async def test_the_audit_log_has_a_chain_of_its_own(rt: Runtime) -> None:
-    whom = [audit.record(rt, SYSTEM, "thing.done", f"thing_{n}", {}) for n in range(20)]
-    await asyncio.gather(*whom)
-    assert (await verification.of_everything(ADMIN)).checked == 20
+    @atomic
+    async def do(rt: Runtime, number: int) -> None:
+        await audit.record(ADMIN, "thing.done", f"thing_{number}", {})
+
+    await asyncio.gather(*(do(rt, number) for number in range(20)))
+    assert (await verification.of_workspace(ADMIN)).checked == 20
     third = (await AuditEntry.all().order_by("seq"))[2]
     await AuditEntry.filter(seq=third.seq).update(actor_name="Eve")
-    found = await verification.of_everything(ADMIN)
-    assert found.problem == f"audit: entry {third.seq} is not the one written"
-    page = await audit.entries(Window(first=2))
+    found = await verification.of_workspace(ADMIN)
+    assert found.problem == f"workspace_1: entry {third.seq} is not the one written"
+    page = await audit.entries(ADMIN, Window(first=2))
     assert [row.subject for row in page.rows] == [
         row.subject for row in await AuditEntry.all().order_by("-seq").limit(2)
     ]
@@ -395,10 +403,10 @@ async def test_who_sees_a_job_may_verify_it_and_admins_all(
         await verification.of_job(ADMIN, uuid7())
     for viewer in (MEMBER, READER):
         with pytest.raises(Forbidden):
-            await verification.of_everything(viewer)
+            await verification.of_workspace(viewer)
     monkeypatch.setattr(verification, "MAX_ENTRIES", 0)
     with pytest.raises(LimitExceeded, match="signoff verify-audit"):
-        await verification.of_everything(ADMIN)
+        await verification.of_workspace(ADMIN)
 
 
 async def test_over_http(client: Client, database_url: str) -> None:
@@ -445,13 +453,13 @@ def test_the_command_names_a_break_and_what_was_cut_off(database_url: str, tmp_p
     assert command("keys", "create", "--role", "admin", "--name", "ada")[0] == 0
     code, lines = command("verify-audit", "--heads")
     assert (code, len(lines)) == (0, 2)
-    assert lines[0].startswith("audit ")
+    assert lines[0].startswith("workspace_1 ")
     assert lines[1].startswith("1 entries are as they were written; together ")
     kept = tmp_path / "heads.txt"
     kept.write_text("\n".join(lines))
     assert command("verify-audit", "--against", str(kept))[0] == 0
-    kept.write_text(f"audit {'0' * 64}\n")
-    problem = "audit: the hash that was kept is not in the log"
+    kept.write_text(f"workspace_1 {'0' * 64}\n")
+    problem = "workspace_1: the hash that was kept is not in the log"
     refused = f"signoff: the logs are not as they were written: {problem}"
     assert command("verify-audit", "--against", str(kept)) == (1, [refused])
     kept.write_text("nothing of that kind")

@@ -23,6 +23,7 @@ from models import (
     jsontext,
 )
 from services import agents, budgets, decisions, execution, jobs
+from services.actors import LOCAL_ADMIN
 from services.agent_http import usage
 from services.agents import SaveAgent
 from services.budgets import BudgetDraft
@@ -393,7 +394,7 @@ async def test_a_call_that_became_too_dear_is_not_made(idle: Runtime) -> None:
         await execute(idle, job, wait_seconds=0)
         change = {"id": agent.id, "name": agent.name, "endpoint_url": agent.endpoint_url}
         command = SaveAgent.model_validate(change | {"max_call_cost_usd": 1.5})
-        await agents.save(idle, command)
+        await agents.save(idle, LOCAL_ADMIN, command)
         await execution.run(idle, job.id, 1)
         assert fake.received == []
     assert await exceeded(job) == {

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from models import Agent, AgentGate, CriteriaSet, Job, JobStatus, QueueEntry
 from models.base import uuid7
 from services import agents, circuits, decisions, execution, queue, waiting
+from services.actors import LOCAL_ADMIN
 from services.agent_http import AgentCallFailed, AgentFault
 from services.agents import SaveAgent
 from services.attempts import Run
@@ -420,10 +421,10 @@ async def test_an_admin_closes_a_circuit_by_hand(client: Client) -> None:
 
 async def test_resetting_what_never_failed_changes_nothing(idle: Runtime) -> None:
     agent = await make_agent(idle)
-    assert (await circuits.reset(idle, agent.id)).id == agent.id
+    assert (await circuits.reset(idle, LOCAL_ADMIN, agent.id)).id == agent.id
     assert await AgentGate.all().count() == 0
     with pytest.raises(NotFound):
-        await circuits.reset(idle, uuid7())
+        await circuits.reset(idle, LOCAL_ADMIN, uuid7())
 
 
 async def test_a_change_of_the_agent_leaves_its_circuit_as_it_is(idle: Runtime) -> None:
@@ -432,6 +433,6 @@ async def test_a_change_of_the_agent_leaves_its_circuit_as_it_is(idle: Runtime) 
     command = SaveAgent.model_validate(
         {"id": agent.id, "name": agent.name, "endpoint_url": agent.endpoint_url}
     )
-    await agents.save(idle, command)
+    await agents.save(idle, LOCAL_ADMIN, command)
     assert (await circuit_of(agent)).state is CircuitState.HALF_OPEN
     assert await attempts_of((await queued(idle, agent))[0])

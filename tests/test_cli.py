@@ -24,6 +24,7 @@ from cryptography.fernet import Fernet
 
 from models import Agent
 from services import agents
+from services.actors import LOCAL_ADMIN
 from services.agents import SaveAgent
 from services.runtime import Runtime
 from signoff import sample
@@ -346,7 +347,7 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path, shell: Shell) -> None:
     assert (code, err) == (0, "Keep it now: it is not shown again.\n")
     listed = shell.done("keys", "list")
     assert key not in listed
-    assert re.fullmatch(rf"{key[:14]}…  MEMBER  active +Mia M\.\n", listed)
+    assert re.fullmatch(rf"{key[:14]}…  MEMBER  active +never used +Mia M\.\n", listed)
     assert shell.done("keys", "revoke", key[:14]) == "Revoked the key of Mia M..\n"
     assert "revoked 20" in shell.done("keys", "list")
     for prefix in (key[:14], "signoff_"):
@@ -359,6 +360,28 @@ def test_a_name_that_is_nobodys_gets_no_key(shell: Shell) -> None:
         line = shell.refusal("keys", "create", "--role", "admin", "--name", name)
         assert line.startswith("name: "), line
     assert shell.done("keys").startswith("No keys yet.")
+
+
+def test_keys_are_narrowed_and_end_and_are_for_a_workspace(shell: Shell) -> None:
+    assert shell.done("workspaces", "create", "acme") == "Made the workspace “acme”.\n"
+    assert shell.refusal("workspaces", "create", "acme").startswith("name: a workspace “acme”")
+    listed = shell.done("workspaces")
+    assert re.fullmatch(r"[\d-]{10}  default\n[\d-]{10}  acme\n", listed)
+    make = ("keys", "create", "--role", "admin", "--name", "bob")
+    shell.done(*make, "--workspace", "acme", "--expires", "30d", "--owners", "mia, olaf")
+    listed = shell.done("keys", "list")
+    assert re.fullmatch(
+        r"signoff_[\w-]+…  ADMIN   until [\d-]{10} +never used +bob  in acme\n", listed
+    )
+    line = shell.refusal(*make, "--workspace", "nowhere")
+    assert line == "there is no workspace “nowhere”; see: signoff workspaces list"
+    line = shell.refusal(*make, "--agents", "agent_" + "0" * 32)
+    assert line == "input.agentIds.0: there is no such agent"
+    for wrong in (("--expires", "3y"), ("--expires", "0d"), ("--agents", "job_1")):
+        code, out, err = shell.run(*make, *wrong)
+        assert (code, out) == (2, ""), wrong
+        assert "must be" in err or "is not the id of an agent" in err
+    assert shell.done("keys") == listed
 
 
 # Servers
@@ -418,7 +441,7 @@ async def test_no_sample_agent_beside_the_users_own(rt: Runtime) -> None:
     assert moved is not None
     assert moved.endpoint_url == "http://127.0.0.1:2/sample-agent"
     mine = {"id": moved.id, "name": "Mine", "endpoint_url": "http://127.0.0.1:9/"}
-    await agents.save(rt, SaveAgent.model_validate(mine))
+    await agents.save(rt, LOCAL_ADMIN, SaveAgent.model_validate(mine))
     assert await sample.register(rt, "http://127.0.0.1:3") is None
     assert await Agent.all().values_list("name", flat=True) == ["Mine"]
 

@@ -25,6 +25,7 @@ from models import (
     jsontext,
 )
 from services import agents, assignment, decisions, engine, jobs, references, scheduling, timers
+from services.actors import LOCAL_ADMIN
 from services.agents import SaveAgent
 from services.assignment import AssignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob
@@ -667,7 +668,7 @@ async def test_input_made_of_results_must_fit_the_agent(rt: Runtime) -> None:
         await holds_with(job, "Held: The input does not fit what")
         saved = {"id": agent.id, "name": agent.name, "endpoint_url": endpoint.url}
         anything = SaveAgent.model_validate(saved | {"input_schema": {}})
-        await agents.save(rt, anything)
+        await agents.save(rt, LOCAL_ADMIN, anything)
         await becomes(job, JobStatus.COMPLETED)
 
 

@@ -27,7 +27,7 @@ def database_kind() -> str:
 
 async def test_a_mistake_is_told_the_same_way_each_time(client: Client) -> None:
     for _ in range(3):
-        assert await answer(client, WRONG) == {"data": None, "errors": [TOLD]}
+        assert await answer(client, WRONG) == {"errors": [TOLD]}
 
 
 async def test_a_mistake_is_told_the_same_way_over_a_websocket(client: Client) -> None:

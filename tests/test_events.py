@@ -19,7 +19,7 @@ from services import events, jobs
 from services.events import Events, Lagging
 from services.events.horizon import Gapless
 from services.runtime import Runtime
-from tests.support.making import MEMBER, holds, make_job
+from tests.support.making import MEMBER, holds, make_job, until
 
 only_postgres = pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 PATIENCE = 0.3
@@ -296,12 +296,16 @@ async def test_listeners_that_come_while_others_write_miss_and_repeat_nothing(
     ended = asyncio.Event()
     writers = [asyncio.create_task(write()) for _ in range(3)]
     listeners = [asyncio.create_task(listen()) for _ in range(20)]
-    await asyncio.sleep(1.2)
+
+    async def enough() -> bool:
+        return await newest() > 50
+
+    await asyncio.sleep(1)  # the last listener has come
+    await until(enough)
     writing = False
     await asyncio.gather(*writers)
     ended.set()
     await asyncio.gather(*listeners)
-    assert await newest() > 50
 
 
 async def test_page_boundaries_lose_nothing(rt: Runtime) -> None:

@@ -29,7 +29,8 @@ from models import (
     VerdictOutcome,
     jsontext,
 )
-from services import agent_http, agents, assignment, decisions, execution, jobs
+from services import agent_http, agents, assignment, decisions, execution, jobs, judging
+from services.actors import LOCAL_ADMIN
 from services.assignment import AssignJob, ReassignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob, Review
 from services.errors import (
@@ -155,6 +156,7 @@ async def test_every_entry_of_an_execution_names_its_attempt_agent_and_actor(rt:
     key = public_id("attempt", attempt.id)
     assert request == {"try": 1, "idempotencyKey": key, "feedback": [], "body": {"q": 1}}
     assert response == {
+        "judgedAtOnce": True,
         "httpStatus": 200,
         "latencyMs": attempt.latency_ms,
         "body": {"answer": "ok"},
@@ -663,7 +665,7 @@ async def test_resubmission_that_cannot_be_executed_changes_nothing(rt: Runtime)
         agent = await make_agent(rt, fake.url)
         job = await make_job(rt, agent)
         await execute(rt, job)
-    await agents.set_availability(rt, agent.id, AgentAvailability.DISABLED)
+    await agents.set_availability(rt, LOCAL_ADMIN, agent.id, AgentAvailability.DISABLED)
     before = await snapshot(job)
     with pytest.raises(AgentUnavailable):
         await decisions.resubmit(rt, ADMIN, ResubmitJob(id=job.id, reason="Again.", execute=True))
@@ -731,7 +733,7 @@ async def test_agent_that_takes_no_work_is_not_asked(
         agent = await make_agent(rt, fake.url)
         job = await make_job(rt, agent)
         pending = await make_job(rt)
-        await agents.set_availability(rt, agent.id, availability)
+        await agents.set_availability(rt, LOCAL_ADMIN, agent.id, availability)
         before = await snapshot(job), await snapshot(pending), await Job.all().count()
         with pytest.raises(AgentUnavailable) as refused:
             await execute(rt, job)
@@ -1095,3 +1097,48 @@ async def test_secrets_are_neither_stored_in_plain_text_nor_logged(
         assert "t0p-s3cret" not in text
         assert secret.removeprefix("whsec_") not in text
         assert KEY not in text
+
+
+# Reply and verdict in one step
+
+
+async def responses_of(job: Job) -> list[Any]:
+    """What the log tells of the agent's responses, without what they were."""
+    found = [each for each in await logs_of(job) if each.type is JobLogType.AGENT_RESPONSE]
+    return [jsontext.loads(each.payload_json or "{}").get("judgedAtOnce") for each in found]
+
+
+async def test_reply_and_verdict_are_one_version_where_nothing_comes_between(rt: Runtime) -> None:
+    async with fake_agent(says_ok) as fake:
+        done = await execute(rt, await make_job(rt, await make_agent(rt, fake.url)))
+    assert (done.status, done.version) == (JobStatus.COMPLETED, 4)
+    assert await responses_of(done) == [True]
+
+
+async def test_a_reply_is_on_record_before_another_attempt_is_looked_for(rt: Runtime) -> None:
+    policy = {"max_attempts": 2, "initial_seconds": 0, "retry_on_verdict_fail": True}
+    async with fake_agent(in_turn(says_no, says_ok)) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url), retry_policy=policy)
+        done = await execute(rt, job)
+    assert done.status is JobStatus.COMPLETED
+    assert await responses_of(done) == [None, True]
+
+
+async def test_a_reply_is_kept_whatever_goes_wrong_with_its_verdict(
+    rt: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide, broken = judging.decide, ["at once"]
+
+    def breaks_once(*given: Any) -> Any:
+        if broken:
+            raise RuntimeError(broken.pop())
+        return decide(*given)
+
+    monkeypatch.setattr(judging, "decide", breaks_once)
+    async with fake_agent(says_ok) as fake:
+        agent = await make_agent(rt, fake.url)
+        job = await make_job(rt, agent, retry_policy={"max_attempts": 1})
+        done = await execute(rt, job)
+        assert len(fake.received) == 1
+    assert done.status is JobStatus.COMPLETED
+    assert await responses_of(done) == [None]

@@ -55,6 +55,8 @@ class Client:
 
     async def open_tab(self, name: str) -> None:
         await self._tab(name).click()
+        editor = self._page.locator("[data-uri$='operation.graphql']")
+        await expect(editor).to_contain_text(name)  # what runs is what the editor holds
 
     async def write(self, file: str, text: str) -> None:
         await self._page.locator(f"[data-uri$='{file}']").click()
@@ -122,7 +124,7 @@ async def _change_until_seen(client: Client, site: TestServer, headers: dict[str
         with contextlib.suppress(AssertionError):
             await expect(client.result).to_contain_text('"to": "PENDING"', timeout=500)
             return
-    pytest.fail("no change was shown")
+    pytest.fail(f"no change was shown: {await client.result.inner_text()}")
 
 
 async def test_a_query_and_a_live_subscription(

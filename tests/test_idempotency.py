@@ -11,7 +11,7 @@ import pytest
 
 from models import Agent, Attempt, IdempotencyKey, Job, JobLog, JobStatus
 from services import agents, assignment, decisions, execution, idempotency, jobs
-from services.actors import Viewer
+from services.actors import LOCAL_ADMIN, Viewer
 from services.assignment import ReassignJob
 from services.decisions import ForceComplete
 from services.errors import (
@@ -191,10 +191,10 @@ async def test_execution_refused_for_a_paused_agent_works_once_it_is_active(rt: 
     async with fake_agent(says_ok) as fake:
         agent = await make_agent(rt, fake.url)
         job = await make_job(rt, agent)
-        await agents.set_availability(rt, agent.id, type(agent.availability).PAUSED)
+        await agents.set_availability(rt, LOCAL_ADMIN, agent.id, type(agent.availability).PAUSED)
         with pytest.raises(AgentUnavailable):
             await execute(rt, job, idempotency_key=KEY)
-        await agents.set_availability(rt, agent.id, type(agent.availability).ACTIVE)
+        await agents.set_availability(rt, LOCAL_ADMIN, agent.id, type(agent.availability).ACTIVE)
         done = await execute(rt, job, idempotency_key=KEY)
     assert done.status is JobStatus.COMPLETED
 

@@ -24,6 +24,7 @@ from models import (
 )
 from models.base import uuid7
 from services import agents, bounds, decisions, queue, waiting
+from services.actors import LOCAL_ADMIN
 from services.decisions import ForceComplete, ResubmitJob
 from services.errors import LimitExceeded
 from services.runtime import Runtime
@@ -229,7 +230,7 @@ async def test_what_waits_for_an_agent_that_is_paused_or_sleeps_says_so(idle: Ru
     agent = await make_agent(idle)
     asleep, awake = await queued(idle, agent, 2)
     await QueueEntry.filter(job_id=asleep.id).update(state=QueueState.SLEEPING, ready_at=FAR)
-    await agents.set_availability(idle, agent.id, AgentAvailability.PAUSED)
+    await agents.set_availability(idle, LOCAL_ADMIN, agent.id, AgentAvailability.PAUSED)
     assert await waiting_for(asleep) == "a pause until 2100-01-01T00:00:00+00:00"
     assert await waiting_for(awake) == "agent is PAUSED"
     assert (await take()).taken == []

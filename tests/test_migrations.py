@@ -192,7 +192,7 @@ async def test_entries_from_before_are_chained_as_they_are(
         await Tortoise.close_connections()
     await database.migrate(empty_database_url)
     async with database.connected(empty_database_url):
-        found = [log async for log in verification.logs()]
+        found = [log async for log in verification.everywhere({})]
         kept = [job.log_head for job in await Job.all().order_by("id")]
     assert [log.found.checked for log in found] == [0, 3, 3, 0]
     assert [log.found.problem for log in found] == [None] * 4

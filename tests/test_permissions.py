@@ -46,9 +46,17 @@ TABLE: dict[str, set[Role]] = {
     "agent": EVERYBODY,
     "agents": EVERYBODY,
     "viewer": EVERYBODY,
+    "apiKeys": ADMINS,
     "auditEntries": ADMINS,
     "verifyAudit": EVERYBODY,
     "jobStatusChanged": EVERYBODY,
+    "webhook": WRITERS,
+    "webhooks": WRITERS,
+    "saveWebhook": WRITERS,
+    "rotateWebhookSecret": WRITERS,
+    "deleteWebhook": WRITERS,
+    "testWebhook": WRITERS,
+    "redeliverWebhook": WRITERS,
     "createJob": WRITERS,
     "updateJob": WRITERS,
     "assignJob": WRITERS,
@@ -67,6 +75,8 @@ TABLE: dict[str, set[Role]] = {
     "setAgentAvailability": ADMINS,
     "resetAgentCircuit": ADMINS,
     "testAgent": ADMINS,
+    "createApiKey": ADMINS,
+    "revokeApiKey": ADMINS,
 }
 QUERIES = {
     "node": "query($id: ID!) { node(id: $id) { id } }",
@@ -78,7 +88,11 @@ QUERIES = {
     "viewer": "{ viewer { role } }",
     "auditEntries": "{ auditEntries { nodes { id } } }",
     "verifyAudit": "query($id: ID!) { verifyAudit(jobId: $id) { ok } }",
+    "webhook": "query($id: ID!) { webhook(id: $id) { id } }",
+    "webhooks": "{ webhooks { nodes { id } } }",
+    "apiKeys": "{ apiKeys { nodes { id } } }",
 }
+NO_WEBHOOK = "webhook_" + "0" * 32
 
 
 def definition(kind: str) -> StrawberryObjectDefinition:
@@ -123,6 +137,13 @@ def inputs(job_id: str, agent_id: str, attempt_id: str) -> dict[str, Json]:
         "setAgentAvailability": {"id": agent_id, "availability": "ACTIVE"},
         "resetAgentCircuit": {"id": agent_id},
         "testAgent": {"id": agent_id, "input": 1},
+        "saveWebhook": {"input": {"url": "http://127.0.0.1:9/", "types": ["NOTE"]}},
+        "rotateWebhookSecret": {"id": NO_WEBHOOK, "overlapSeconds": 0},
+        "deleteWebhook": {"id": NO_WEBHOOK},
+        "testWebhook": {"id": NO_WEBHOOK},
+        "redeliverWebhook": {"deliveryId": "delivery_" + "0" * 32},
+        "createApiKey": {"input": {"name": "Eve", "role": "VIEWER"}},
+        "revokeApiKey": {"id": "key_" + "0" * 32},
     }
 
 

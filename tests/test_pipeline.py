@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from models import Job, JobStatus, statements
-from models.statements import GuardMissed
+from models.statements import GuardMissed, Unavailable
 from services.runtime import Runtime
 from services.transactions import PATIENCE_SECONDS
+from signoff import pipeline
 from signoff.pipeline import MAX_TOGETHER
 from signoff.wiring import runtime
 from tests.fakes.agents import fake_agent
@@ -87,14 +88,51 @@ async def test_what_waits_for_a_lock_does_not_hold_up_the_others(
     rt_on_postgres: Runtime, locked: tuple[Job, postgres.Connection]
 ) -> None:
     job, other = locked
-    waiting = asyncio.create_task(rename(job, "At last", 1))
     jobs = [await make_job(rt_on_postgres) for _ in range(MANY)]
+    waiting = asyncio.create_task(rename(job, "At last", 1))
     async with asyncio.timeout(PATIENCE_SECONDS):
         await asyncio.gather(*[rename(each, "Meanwhile", 1) for each in jobs])
     assert not waiting.done()
     await other.execute("COMMIT")
     await waiting
     assert (await Job.get(id=job.id)).name == "At last"
+
+
+async def test_transactions_that_meet_in_another_order_end_all_the_same(
+    rt_on_postgres: Runtime, postgres_url: str
+) -> None:
+    """Two at a time, as two processes would have them."""
+    jobs = [await make_job(rt_on_postgres) for _ in range(4)]
+    other = await postgres.connect(postgres_url.replace("postgres:", "postgresql:"))
+
+    async def elsewhere() -> None:
+        for _ in range(20):
+            ids = ["'" + str(each.id) + "'" for each in reversed(jobs)]
+            await other.execute("BEGIN")
+            for id in ids:
+                await other.execute(f"UPDATE jobs SET description = 'x' WHERE id = {id}")  # noqa: S608
+            await other.execute("COMMIT")
+
+    async def here(job: Job) -> None:
+        for version in range(1, 21):
+            await rename(job, f"Name {version}", version)
+
+    try:
+        await asyncio.gather(elsewhere(), *[here(job) for job in jobs])
+    finally:
+        await other.close()
+    assert {(each.name, each.version) for each in await Job.all()} == {("Name 20", 21)}
+
+
+async def test_who_asks_too_late_is_told_so(
+    rt_on_postgres: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await make_job(rt_on_postgres)
+    monkeypatch.setattr(pipeline, "LATE_SECONDS", -1)
+    with pytest.raises(Unavailable):
+        await read(job)
+    monkeypatch.undo()
+    assert await read(job) is not None
 
 
 async def test_who_hangs_up_takes_no_other_with_them(

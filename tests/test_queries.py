@@ -163,13 +163,16 @@ def combinations() -> Iterator[Json]:
 
 async def test_conditions_combine_as_in_logic(client: Client) -> None:
     jobs = await a_variety(client)
-    document = " ".join(
-        f"f{n}: jobs(where: $f{n}, first: 100) {{ nodes {{ name }} }}"
-        for n, _ in enumerate(combinations())
-    )
-    declared = ", ".join(f"$f{n}: JobFilter" for n, _ in enumerate(combinations()))
-    given = {f"f{n}": where for n, where in enumerate(combinations())}
-    pages = await gql(client, f"query({declared}) {{ {document} }}", **given)
+    every = list(enumerate(combinations()))
+    given = {f"f{n}": where for n, where in every}
+    pages: Json = {}
+    for start in range(0, len(every), 16):
+        some = dict(list(given.items())[start : start + 16])
+        document = " ".join(
+            f"{name}: jobs(where: ${name}, first: 100) {{ nodes {{ name }} }}" for name in some
+        )
+        declared = ", ".join(f"${name}: JobFilter" for name in some)
+        pages |= await gql(client, f"query({declared}) {{ {document} }}", **some)
     for name, where in given.items():
         expected = {n for n, job in jobs.items() if n != "g" and matches(where, job)}
         assert {node["name"] for node in pages[name]["nodes"]} == expected, where
@@ -246,13 +249,16 @@ AROUND: list[Callable[[Json], Json]] = [
 async def test_a_filter_that_no_database_could_parse_is_refused(client: Client) -> None:
     for around in AROUND:
         assert (await gql(client, NAMES, where=nested(4, around)))["jobs"] is not None
-        for levels in (5, 60):
+        for levels in (5, 15):
             assert await refusal(client, NAMES, where=nested(levels, around)) == {
                 "code": "VALIDATION",
                 "fields": [{"path": ["where"], "message": "is nested more than 5 levels deep"}],
             }
-        extensions = await refusal(client, NAMES, where=nested(250, around))
-        assert extensions == {"code": "GRAPHQL_ERROR"}
+        for levels in (45, 60, 250):
+            extensions = await refusal(client, NAMES, where=nested(levels, around))
+            (problem,) = extensions["fields"]
+            assert (extensions["code"], problem["path"][0]) == ("VALIDATION", "where")
+            assert problem["message"] == "is nested more than 40 levels deep"
     wide = {"name": {"in": ["x"] * 200}}
     assert await found(client, {"or": [wide, wide]}) == []
     assert await refusal(client, NAMES, where={"or": [wide] * 3}) == {

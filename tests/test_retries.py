@@ -28,6 +28,7 @@ from models import (
     jsontext,
 )
 from services import agents, attempts, decisions, execution, openings, retries
+from services.actors import LOCAL_ADMIN
 from services.agents import SaveAgent
 from services.attempts import OVERTAKEN, Run
 from services.decisions import CancelJob, Review
@@ -260,7 +261,9 @@ async def test_an_agent_that_ceases_to_be_idempotent_is_not_asked_to_repeat(rt: 
 
         async def breaks_after_the_change(received: Received) -> None:
             change = {"id": agent.id, "name": agent.name, "endpoint_url": fake.url}
-            await agents.save(rt, SaveAgent.model_validate(change | {"idempotent": False}))
+            await agents.save(
+                rt, LOCAL_ADMIN, SaveAgent.model_validate(change | {"idempotent": False})
+            )
             ceased.set()
             await breaks(received)
 
@@ -296,7 +299,9 @@ async def test_what_a_try_may_have_done_is_not_done_again_after_a_restart(
 
             await until(pauses)
             change = {"id": agent.id, "name": agent.name, "endpoint_url": fake.url}
-            await agents.save(one, SaveAgent.model_validate(change | {"idempotent": False}))
+            await agents.save(
+                one, LOCAL_ADMIN, SaveAgent.model_validate(change | {"idempotent": False})
+            )
         async with runtime(settings, allow_private_agents=True) as two:
             done = await execution.outcome(two, job, 30)
             error = await error_of(job)
@@ -451,7 +456,7 @@ async def test_the_next_agent_takes_over_after_as_many_attempts(rt: Runtime) -> 
 async def test_agents_that_are_not_fit_are_passed_over_by_name(rt: Runtime) -> None:
     async with fake_agent(breaks) as a, fake_agent(says_ok) as c:
         first, paused, last = await ladder(rt, a, a, c)
-        await agents.set_availability(rt, paused.id, AgentAvailability.PAUSED)
+        await agents.set_availability(rt, LOCAL_ADMIN, paused.id, AgentAvailability.PAUSED)
         picky = await make_agent(rt, c.url, input_schema={"required": ["q"], "type": "object"})
         policy = AT_ONCE | {"fallback_agent_ids": [paused.id, picky.id, last.id]}
         job = await make_job(rt, first, input={"z": 1}, retry_policy=policy)
@@ -470,7 +475,7 @@ async def test_agents_that_are_not_fit_are_passed_over_by_name(rt: Runtime) -> N
 async def test_the_agent_stays_while_nobody_is_fit_to_take_over(rt: Runtime) -> None:
     async with fake_agent(in_turn(breaks, says_ok)) as a:
         first, paused = await ladder(rt, a, a)
-        await agents.set_availability(rt, paused.id, AgentAvailability.PAUSED)
+        await agents.set_availability(rt, LOCAL_ADMIN, paused.id, AgentAvailability.PAUSED)
         policy = AT_ONCE | {"fallback_agent_ids": [paused.id]}
         job = await make_job(rt, first, retry_policy=policy)
         done = await execute(rt, job)
@@ -497,7 +502,7 @@ async def test_an_agent_that_would_fail_again_is_left_at_once(rt: Runtime) -> No
 async def test_nobody_left_is_said_with_the_names(rt: Runtime) -> None:
     async with fake_agent(refuses) as a:
         first, paused = await ladder(rt, a, a)
-        await agents.set_availability(rt, paused.id, AgentAvailability.DISABLED)
+        await agents.set_availability(rt, LOCAL_ADMIN, paused.id, AgentAvailability.DISABLED)
         policy = AT_ONCE | {"fallback_agent_ids": [paused.id]}
         done = await execute(rt, await make_job(rt, first, retry_policy=policy))
     assert done.status is RESUB

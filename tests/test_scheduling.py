@@ -21,6 +21,7 @@ from models import (
     jsontext,
 )
 from services import agents, assignment, decisions, jobs, scheduling, timers
+from services.actors import LOCAL_ADMIN
 from services.assignment import AssignJob, ReassignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob
 from services.errors import AgentUnavailable, IllegalTransition, InvalidInput
@@ -256,7 +257,7 @@ async def test_when_ready_waits_for_a_paused_agent(rt: Runtime) -> None:
     async with fake_agent(says_ok) as endpoint:
         agent = await make_agent(rt, endpoint.url)
         job = await make_job(rt, agent)
-        await agents.set_availability(rt, agent.id, AgentAvailability.PAUSED)
+        await agents.set_availability(rt, LOCAL_ADMIN, agent.id, AgentAvailability.PAUSED)
         with pytest.raises(AgentUnavailable):
             await execute(rt, job)
         armed = await arm(rt, job)
@@ -264,7 +265,7 @@ async def test_when_ready_waits_for_a_paused_agent(rt: Runtime) -> None:
         why = f"The agent “{agent.name}” is PAUSED; choose an ACTIVE one or set its availability."
         await held(job, why)
         await parked(job)
-        await agents.set_availability(rt, agent.id, AgentAvailability.ACTIVE)
+        await agents.set_availability(rt, LOCAL_ADMIN, agent.id, AgentAvailability.ACTIVE)
         done = await becomes(job, JobStatus.COMPLETED)
         assert len(endpoint.received) == 1
         assert done.status_message != f"Held: {why}"
@@ -274,7 +275,7 @@ async def test_held_job_starts_at_another_agent(rt: Runtime) -> None:
     async with fake_agent(says_ok) as endpoint:
         paused, other = await make_agent(rt), await make_agent(rt, endpoint.url)
         job = await make_job(rt, paused, auto_execute=True, run_at=now() + FAR)
-        await agents.set_availability(rt, paused.id, AgentAvailability.PAUSED)
+        await agents.set_availability(rt, LOCAL_ADMIN, paused.id, AgentAvailability.PAUSED)
         await update(rt, job, run_at=None)
         await parked(job)
         told = [e.message for e in await logs_of(job)]
@@ -289,11 +290,11 @@ async def test_what_holds_a_job_is_said_once_and_hides_no_reason(rt: Runtime) ->
         agent = await make_agent(rt, endpoint.url)
         job = await execute(rt, await make_job(rt, agent))
         assert job.status is JobStatus.RESUBMISSION_REQUIRED
-        await agents.set_availability(rt, agent.id, AgentAvailability.PAUSED)
+        await agents.set_availability(rt, LOCAL_ADMIN, agent.id, AgentAvailability.PAUSED)
         await arm(rt, job)
         await parked(job)
         for _ in range(3):
-            await agents.set_availability(rt, agent.id, AgentAvailability.DISABLED)
+            await agents.set_availability(rt, LOCAL_ADMIN, agent.id, AgentAvailability.DISABLED)
             await parked(job)
         row = await Job.get(id=job.id)
         assert row.status_message == job.status_message

@@ -22,7 +22,7 @@ def test_the_table_names_every_setting_once_with_its_default() -> None:
         f"`{variable(name)}`" for name in Settings.model_fields
     ]
     for (name, field), row in zip(Settings.model_fields.items(), rows, strict=True):
-        assert row[1] == ("" if field.default is None else f"`{field.default}`"), name
+        assert row[1] == ("" if field.default in (None, ()) else f"`{field.default}`"), name
         assert row[2].endswith(". |"), name
 
 
@@ -40,6 +40,9 @@ VALUES: dict[str, tuple[str, object]] = {
     "openai_base_url": ("http://localhost/v1", "http://localhost/v1"),
     "judge_model": ("m", "m"),
     "sample_agent": ("0", False),
+    "members_see": ("workspace", "workspace"),
+    "oidc_algorithms": ("ES256,RS512", "ES256,RS512"),
+    "oidc_roles": ("ops team=ADMIN", "ops team=ADMIN"),
     "log_level": ("DEBUG", "DEBUG"),
 }
 
@@ -64,6 +67,13 @@ def test_values_out_of_bounds_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         ("retry_max_seconds", "nan"),
         ("judge_timeout_seconds", "inf"),
         ("log_level", "debug"),
+        ("members_see", "everything"),
+        ("oidc_algorithms", "HS256"),
+        ("oidc_algorithms", "none"),
+        ("oidc_algorithms", "RS256,HS256"),
+        ("oidc_roles", "admins=KING"),
+        ("oidc_issuer", "https://id.example.com"),
+        ("oidc_jwks_url", "http://id.example.com/keys"),
     ):
         with monkeypatch.context() as set_one:
             set_one.setenv(variable(name), text)

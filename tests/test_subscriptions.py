@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from models import Role
-from signoff.app import RUNTIME, VIEW, create_app
+from signoff.app import RUNTIME, create_app
+from signoff.websocket import LIMITS, SocketLimits
 from tests.support.graphql import (
     Json,
     agent,
@@ -246,11 +244,7 @@ async def test_who_does_not_introduce_themselves_is_closed_with_4408(
 ) -> None:
     app = create_app(settings_for(database_url, tmp_path))
 
-    async def hurry(app: web.Application) -> AsyncIterator[None]:
-        app[VIEW].connection_init_wait_timeout = timedelta(seconds=0.05)
-        yield
-
-    app.cleanup_ctx.append(hurry)
+    app[LIMITS] = SocketLimits(init_seconds=0.05)
     client = await aiohttp_client(app)
     async with client.ws_connect("/graphql", protocols=(PROTOCOL,)) as ws:
         assert (await ws.receive(timeout=20)).type is aiohttp.WSMsgType.CLOSE

@@ -24,6 +24,7 @@ from models import (
 )
 from models.statements import Statement, Unavailable
 from services import agents, decisions, execution, jobs, lifecycle, transactions
+from services.actors import LOCAL_ADMIN
 from services.agents import SaveAgent
 from services.decisions import CancelJob
 from services.errors import VersionConflict
@@ -89,7 +90,9 @@ async def test_error_anywhere_leaves_nothing_of_the_whole_change(rt: Runtime) ->
     async def fails(rt: Runtime) -> None:
         await rename(rt, job, "Never")
         await make_job(rt, tags=["a"])
-        await agents.save(rt, SaveAgent(name="Never", endpoint_url="http://127.0.0.1:9/"))
+        await agents.save(
+            rt, LOCAL_ADMIN, SaveAgent(name="Never", endpoint_url="http://127.0.0.1:9/")
+        )
         raise Boom
 
     with pytest.raises(Boom):

@@ -1,35 +1,17 @@
 from datetime import datetime
+from importlib import import_module
 from typing import Any
 
 from tortoise import fields, migrations
+from tortoise.indexes import Index
 from tortoise.migrations import operations as ops
 
 from models import hashes
 from models.base import InstantField, now
 from models.job import ActorKind
 
+AddFilled = import_module("models.migrations.0002_engine").AddFilled
 SLICE = 2000
-
-
-class AddFilled(ops.AddField):
-    """A column that may not be NULL: rows that are there get its default, at no cost."""
-
-    async def database_forward(self, app_label, old_state, new_state, state_editor=None):
-        model = new_state.apps.get_model(f"{app_label}.{self.model_name}")
-        field = model._meta.fields_map[self.name]
-        without = field.db_default
-        field.db_default = ""
-        try:
-            await super().database_forward(app_label, old_state, new_state, state_editor)
-        finally:
-            field.db_default = without
-
-
-async def begin(apps, editor) -> None:
-    """The audit log ends where it begins."""
-    await editor.client.execute_script(
-        'INSERT INTO "audit_heads" ("id", "log_head") VALUES (1, \'\')'
-    )
 
 
 async def link(apps, editor) -> None:
@@ -68,7 +50,7 @@ def decoded(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Migration(migrations.Migration):
-    dependencies = [("models", "0002_engine")]
+    dependencies = [("models", "0005_access")]
 
     initial = False
 
@@ -82,6 +64,7 @@ class Migration(migrations.Migration):
                         generated=True, primary_key=True, unique=True, db_index=True
                     ),
                 ),
+                ("workspace_id", fields.IntField()),
                 ("action", fields.CharField(max_length=64)),
                 ("subject", fields.CharField(max_length=200)),
                 ("changes_json", fields.TextField(unique=False)),
@@ -99,27 +82,18 @@ class Migration(migrations.Migration):
             options={
                 "table": "audit_entries",
                 "app": "models",
+                "indexes": [
+                    Index(fields=["workspace_id", "seq"], name="ix_audit_entries_workspace")
+                ],
                 "pk_attr": "seq",
                 "table_description": "The audit log of what belongs to no job",
             },
             bases=["Model"],
         ),
-        ops.CreateModel(
-            name="AuditHead",
-            fields=[
-                (
-                    "id",
-                    fields.IntField(generated=False, primary_key=True, unique=True, db_index=True),
-                ),
-                ("log_head", fields.CharField(default="", max_length=64)),
-            ],
-            options={
-                "table": "audit_heads",
-                "app": "models",
-                "pk_attr": "id",
-                "table_description": "Where the chain of the audit log ends",
-            },
-            bases=["Model"],
+        AddFilled(
+            model_name="Workspace",
+            name="log_head",
+            field=fields.CharField(default="", max_length=64),
         ),
         AddFilled(
             model_name="Job",
@@ -129,8 +103,7 @@ class Migration(migrations.Migration):
         AddFilled(
             model_name="JobLog",
             name="hash",
-            field=fields.CharField(max_length=64),
+            field=fields.CharField(default="", max_length=64),
         ),
-        ops.RunPython(begin),
         ops.RunPython(link),
     ]

@@ -12,9 +12,10 @@ from schema.types.job import Job
 from schema.types.job_log import JobLog
 from schema.types.node import Node
 from schema.types.verdict import Verdict
+from schema.types.webhook import Webhook, WebhookDelivery
 
 
-def node_of(row: Row) -> Node:
+def node_of(row: Row) -> Node:  # noqa: PLR0911 - one for each type
     match row:
         case models.Job():
             return Job.of(row)
@@ -26,5 +27,9 @@ def node_of(row: Row) -> Node:
             return Verdict.of(row)
         case models.JobLog():
             return JobLog.of(row)
+        case models.Webhook():
+            return Webhook.of(row)
+        case models.WebhookDelivery():
+            return WebhookDelivery.of(row)
         case _:
             assert_never(row)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, TypeAlias
 
 from yarl import URL
 
-SETTING = "SIGNOFF_ALLOW_PRIVATE_AGENTS"
 MAX_URL_LENGTH = 2000
 MAX_LABEL_LENGTH = 63
 # As `getaddrinfo` gives them: family, kind, protocol, canonical name, address.
@@ -22,14 +22,36 @@ AddrInfo: TypeAlias = tuple[
     int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[Any, ...]
 ]
 
-NOT_PUBLIC = (
-    "The agent's address is not on the public internet, so nothing was sent. "
-    f"Set {SETTING}=true to allow agents in your own network."
-)
-NO_AGENT = (
-    "The agent's address is a group's or a cloud's metadata service, never an agent's, "
-    "so nothing was sent."
-)
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What kind of server is called, in words, and what lets it be in one's own network."""
+
+    kind: str
+    setting: str
+    instead_of_password: str
+
+    @property
+    def not_public(self) -> str:
+        return (
+            f"The {self.kind}'s address is not on the public internet, so nothing was sent. "
+            f"Set {self.setting}=true to allow {self.kind}s in your own network."
+        )
+
+    @property
+    def never(self) -> str:
+        return (
+            f"The {self.kind}'s address is a group's or a cloud's metadata service, never "
+            f"{self.a_kind}'s, so nothing was sent."
+        )
+
+    @property
+    def a_kind(self) -> str:
+        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
+
+
+AGENT = Peer("agent", "SIGNOFF_ALLOW_PRIVATE_AGENTS", "use the agent's auth header")
+WEBHOOK = Peer("webhook", "SIGNOFF_ALLOW_PRIVATE_WEBHOOKS", "let it verify the signature")
 
 
 def _v4(*texts: str) -> tuple[IPv4Network, ...]:
@@ -95,22 +117,24 @@ def allowed(address: str, *, allow_private: bool) -> bool:
     return allow_private or (ip in GLOBAL_V6 and not _within(ip, SPECIAL_V6))
 
 
-def guarded_sockets(*, allow_private: bool) -> Callable[[AddrInfo], socket.socket]:
+def guarded_sockets(
+    *, allow_private: bool, peer: Peer = AGENT
+) -> Callable[[AddrInfo], socket.socket]:
     """A `socket_factory` that raises `AddressBlocked` for what may not be dialled."""
 
     def make(info: AddrInfo) -> socket.socket:
         family, kind, protocol, _, address = info
         if not allowed(str(address[0]), allow_private=allow_private):
-            raise AddressBlocked(NO_AGENT if allow_private else NOT_PUBLIC)
+            raise AddressBlocked(peer.never if allow_private else peer.not_public)
         return socket.socket(family, kind, protocol)
 
     return make
 
 
-def check_endpoint_url(text: str, allow_private: bool) -> None:  # noqa: FBT001
+def check_endpoint_url(text: str, allow_private: bool, peer: Peer = AGENT) -> None:  # noqa: FBT001
     """Raise `ValueError` for a URL that can never work, or plainly points into a network of ours.
 
-    It helps who registers an agent; what protects is `guarded_sockets`.
+    It helps who registers a server; what protects is `guarded_sockets`.
     """
     if len(text) > MAX_URL_LENGTH:
         raise ValueError(f"An endpoint URL has at most {MAX_URL_LENGTH} characters.")
@@ -121,8 +145,8 @@ def check_endpoint_url(text: str, allow_private: bool) -> None:  # noqa: FBT001
     url = _parse(text)
     authority = text.partition("://")[2].partition("/")[0].partition("?")[0]
     if "@" in authority:
-        raise ValueError("An endpoint URL has no user or password: use the agent's auth header.")
-    _check_host(url.host or "", allow_private=allow_private)
+        raise ValueError(f"An endpoint URL has no user or password: {peer.instead_of_password}.")
+    _check_host(url.host or "", allow_private=allow_private, peer=peer)
 
 
 def _parse(text: str) -> URL:
@@ -137,7 +161,7 @@ def _parse(text: str) -> URL:
     return url
 
 
-def _check_host(host: str, *, allow_private: bool) -> None:
+def _check_host(host: str, *, allow_private: bool, peer: Peer) -> None:
     labels = host.removesuffix(".").split(".")
     if "%" in host or any(not 0 < len(label) <= MAX_LABEL_LENGTH for label in labels):
         raise ValueError("The host of the endpoint URL is not a valid name.")
@@ -146,10 +170,11 @@ def _check_host(host: str, *, allow_private: bool) -> None:
     local = not allow_private and labels[-1] == "localhost"
     if local or (_is_ip(host) and not allowed(host, allow_private=allow_private)):
         raise ValueError(
-            "This is the address of a group or of a cloud's metadata service, never of an agent."
+            "This is the address of a group or of a cloud's metadata service, never of "
+            f"{peer.a_kind}."
             if allow_private
             else "This address is not on the public internet. "
-            f"Set {SETTING}=true to allow agents in your own network."
+            f"Set {peer.setting}=true to allow {peer.kind}s in your own network."
         )
 
 

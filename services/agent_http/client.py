@@ -14,7 +14,7 @@ from yarl import URL
 
 from services import tracing
 from services.agent_http import answers, failures, signing, usage
-from services.agent_http.connections import Connector, Dial, current_dial
+from services.agent_http.connections import Connector, Dial, current_dial, session
 from services.agent_http.failures import AgentCallFailed, AgentFault
 from services.agent_http.headers import feedback_header, parse_auth_header, user_agent
 from services.agent_http.messages import AgentReply, AgentRequest
@@ -41,13 +41,7 @@ class AgentClient:
 
     async def __aenter__(self) -> Self:
         self._connector = Connector(allow_private=self._allow_private, resolver=self._resolver)
-        self._session = aiohttp.ClientSession(
-            connector=self._connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout),
-            auto_decompress=False,
-            trust_env=False,
-        )
+        self._session = session(self._connector, self._connect_timeout)
         return self
 
     async def __aexit__(

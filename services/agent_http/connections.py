@@ -19,7 +19,7 @@ from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
-from services.agent_http.addresses import guarded_sockets
+from services.agent_http.addresses import AGENT, Peer, guarded_sockets
 
 # Shorter than the idle timeout of any usual server (gunicorn 2 s, uvicorn and Node 5 s), so that
 # we are the first to close; long enough to be reused under load.
@@ -48,15 +48,28 @@ class Dial:
 current_dial: ContextVar[Dial] = ContextVar("current_dial")
 
 
+def session(connector: Connector, connect_seconds: float) -> aiohttp.ClientSession:
+    """A client that keeps no cookie, inflates nothing, and asks no proxy of the environment's."""
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds),
+        auto_decompress=False,
+        trust_env=False,
+    )
+
+
 class Connector(aiohttp.TCPConnector):
     """Notes the connection of each call in `current_dial`."""
 
-    def __init__(self, *, allow_private: bool, resolver: AbstractResolver | None) -> None:
+    def __init__(
+        self, *, allow_private: bool, resolver: AbstractResolver | None, peer: Peer = AGENT
+    ) -> None:
         super().__init__(  # pyright: ignore[reportUnknownMemberType] a bare `tuple` in aiohttp
             limit=0,
             keepalive_timeout=KEEPALIVE_SECONDS,
             resolver=resolver,
-            socket_factory=guarded_sockets(allow_private=allow_private),
+            socket_factory=guarded_sockets(allow_private=allow_private, peer=peer),
         )
         self._known: WeakSet[ResponseHandler] = WeakSet()
         self._unpooled: set[ConnectionKey] = set()

@@ -235,7 +235,8 @@ def _agent_response(told: Told, entry: Entry) -> None:
     if is_late(entry):
         return
     if entry.tells("error") is None:
-        told.advance(JobPhase.CHECKING_OUTPUT)
+        if not entry.tells("judgedAtOnce"):
+            told.advance(JobPhase.CHECKING_OUTPUT)
         told.response = entry.payload.get("body", UNKNOWN)
     elif entry.tells("retryInSeconds") is not None:
         told.advance(JobPhase.RETRY_WAIT)

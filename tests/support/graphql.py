@@ -16,7 +16,7 @@ from graphql import GraphQLField, GraphQLObjectType, GraphQLUnionType, build_sch
 
 from models import Role
 from schema import sdl
-from services import keys
+from services import keys, workspaces
 from signoff import database
 from tests.fakes.agents import FakeAgent, Received, fake_agent
 from tests.support.running import Client
@@ -37,6 +37,11 @@ JOB = """
     criteria { version text passThreshold items { key text kind config weight required } }
 """
 READ_JOB = f"query($id: ID!) {{ job(id: $id) {{ {JOB} logs {{ nodes {{ id type message }} }} }} }}"
+WEBHOOK = """
+    id url types where enabled disabledReason oldSecretUntil circuit { state failures reason }
+    owner { kind id name }
+"""
+DELIVERY = "id type state attempts statusCode error attemptedAt nextAttemptAt createdAt"
 SELECTIONS = {
     "Job": f"{JOB} availableActions {{ action allowed reason }}",
     "Agent": """
@@ -45,6 +50,8 @@ SELECTIONS = {
     """,
     "AgentTest": "ok outputValid problem response",
     "JobLog": "id type status note: message actor { kind id name } job { id }",
+    "ApiKey": "id name role prefix owners expiresAt revokedAt lastUsedAt agents { id }",
+    "NewApiKey": "key apiKey { id name role prefix owners expiresAt agents { id } }",
     "AgentUnavailable": "code message unavailable: agent { id availability }",
     "BudgetExceeded": "code message",
     "DependencyProblem": "code message jobs { id }",
@@ -55,6 +62,9 @@ SELECTIONS = {
     "LimitExceeded": "code message limit",
     "NotFound": "code message id",
     "SchemaMismatch": "code message pointer keyword",
+    "NewWebhook": f"secret webhook {{ {WEBHOOK} }}",
+    "Webhook": WEBHOOK,
+    "WebhookDelivery": DELIVERY,
     "VersionConflict": "code message expected actual current { id version }",
 }
 
@@ -125,13 +135,33 @@ def arguments_of(field: GraphQLField) -> tuple[str, str]:
     return f"({declared})", f"({passed})"
 
 
-async def make_key(database_url: str, name: str, role: Role) -> str:
+async def make_key(database_url: str, name: str, role: Role, **given: Any) -> str:
     """A new API key; from the first one on the server asks for one."""
 
     async def make() -> str:
         async with database.connected(database_url):
-            _, text = await keys.create(name, role)
+            _, text = await keys.create(name, role, **given)
         return text
+
+    return await beside(make())
+
+
+async def revoke_key(database_url: str, key: str) -> None:
+    """As `signoff keys revoke` does, in a process of its own."""
+
+    async def revoke() -> None:
+        async with database.connected(database_url):
+            assert await keys.revoke(key[: len(keys.PREFIX) + 6])
+
+    await beside(revoke())
+
+
+async def make_workspace(database_url: str, name: str) -> int:
+    """The number of a new workspace."""
+
+    async def make() -> int:
+        async with database.connected(database_url):
+            return (await workspaces.create(name)).id
 
     return await beside(make())
 

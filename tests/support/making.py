@@ -76,7 +76,7 @@ def key_of(received: Received) -> str:
 async def make_agent(rt: Runtime, url: str = NOWHERE, **given: Any) -> Agent:
     name = f"Agent {uuid7().hex[-8:]}"
     command = SaveAgent.model_validate({"name": name, "endpoint_url": url} | given)
-    return (await agents.save(rt, command)).agent
+    return (await agents.save(rt, LOCAL_ADMIN, command)).agent
 
 
 async def make_job(

@@ -65,6 +65,8 @@ def running(binaries: Path, *, durable: bool = False) -> Generator[PostgresServe
 
     A `durable` one keeps what it has committed when it crashes.
     """
+    # asyncpg asks first whether there is TLS, and complains of whoever is cut off meanwhile.
+    os.environ.setdefault("PGSSLMODE", "disable")
     folder = Path(tempfile.mkdtemp(prefix="signoff-postgres-"))
     try:
         settings = FAST if durable else (*FAST, FORGETFUL)

@@ -19,9 +19,11 @@ def settings_for(database_url: str, folder: Path, **changes: Any) -> Settings:
         "database_url": database_url,
         "key_file": folder / "signoff.key",
         "allow_private_agents": True,
+        "allow_private_webhooks": True,
         "openai_api_key": None,
         "retry_initial_seconds": 0.01,
         "retry_max_seconds": 0.05,
         "shutdown_seconds": 2,
+        "auth_failures_per_minute": 0,  # a test may fail as often as it likes
     }
     return Settings(**(given | changes))

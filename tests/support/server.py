@@ -118,6 +118,7 @@ def _environment(database_url: str, folder: Path, given: Mapping[str, str]) -> d
         "SIGNOFF_DATABASE_URL": database_url,
         "SIGNOFF_KEY_FILE": str(folder / "signoff.key"),
         "SIGNOFF_ALLOW_PRIVATE_AGENTS": "1",
+        "SIGNOFF_ALLOW_PRIVATE_WEBHOOKS": "1",
         "SIGNOFF_SAMPLE_AGENT": "0",
         "SIGNOFF_LEASE_SECONDS": "2",
         "SIGNOFF_HEARTBEAT_SECONDS": "0.3",

@@ -1,0 +1,348 @@
+"""Webhooks: making, changing and reading them.
+
+A webhook belongs to whoever made it, and shows itself to its owner and to admins. It tells what
+its owner may see, by the role that they saved it with and still have at that moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+import structlog
+from pydantic import AfterValidator, Field
+
+from models import ActorKind, JobLogType, Role, Webhook, jsontext, statements
+from models.statements import Statement
+from services import agent_http, filters, keys
+from services.actors import TOKEN_PREFIX, Viewer
+from services.agent_http.addresses import WEBHOOK
+from services.errors import Forbidden, InvalidInput, LimitExceeded, NotFound, Problem
+from services.filters import JobFilter, job_condition
+from services.paging import Page, Window, fetch
+from services.reading import NEWEST
+from services.runtime import Runtime
+from services.secrets import SecretUnreadable
+from services.transactions import atomic, current
+from services.values import STORABLE, Command, WebhookId, public_id
+from services.webhooks import telling
+
+logger = structlog.get_logger(__name__)
+
+MAX_PER_OWNER = 20
+OVERLAP_SECONDS = 86_400
+MAX_OVERLAP_SECONDS = 7 * 86_400
+PURGED = 200
+"""Deliveries deleted in one statement, for which the event loop waits on SQLite."""
+WELL: dict[str, Any] = {
+    "failures": 0,
+    "opened": 0,
+    "open_until": None,
+    "reason": None,
+    "failing_since": None,
+}
+"""The columns of a circuit that is closed."""
+DEMOTED = "It is being changed; save it again if this stays."
+KEYLESS = "Its owner has no valid API key any more that may have webhooks."
+
+
+def _url(text: str) -> str:
+    agent_http.check_endpoint_url(text, allow_private=True, peer=WEBHOOK)
+    return text
+
+
+def _different(types: list[JobLogType]) -> list[JobLogType]:
+    if len(set(types)) < len(types):
+        raise ValueError("must name different types")
+    return types
+
+
+class SaveWebhook(Command):
+    """A webhook to be made, or with `id` to be changed."""
+
+    id: WebhookId | None = Field(
+        default=None, description="Change this one; absent: make a new one."
+    )
+    url: Annotated[str, Field(max_length=2000, repr=False), STORABLE, AfterValidator(_url)] = Field(
+        description="Where events are POSTed: http or https. It may hold a secret."
+    )
+    types: Annotated[list[JobLogType], Field(min_length=1), AfterValidator(_different)] = Field(
+        description="Which entries of the log are events for it."
+    )
+    where: JobFilter | None = Field(
+        default=None,
+        description="Of which jobs, as they are when the event is read; null: of all that its "
+        "owner sees. Left out in a change: stays as it is.",
+    )
+    enabled: bool | None = Field(
+        default=None,
+        description="Whether it delivers. A disabled one keeps its place and goes on from there "
+        "when it is enabled. Default true; left out in a change: stays as it is.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    webhook: Webhook
+    new_secret: str | None
+
+
+def sees(viewer: Viewer, hook: Webhook) -> bool:
+    """Owners and admins of its workspace, unless their key is narrowed.
+
+    A viewer makes none and sees none, since addresses may hold secrets.
+    """
+    if hook.workspace_id != viewer.workspace_id or viewer.is_scoped:
+        return False
+    return viewer.is_admin or (viewer.role is Role.MEMBER and hook.owner_id == viewer.id)
+
+
+async def get(viewer: Viewer, webhook_id: UUID) -> Webhook:
+    """Raises `NotFound`, for another's as for none."""
+    found = await statements.fetch(Webhook, id=webhook_id)
+    if found is None or not sees(viewer, found):
+        raise NotFound(public_id("webhook", webhook_id))
+    return found
+
+
+async def page(viewer: Viewer, window: Window) -> Page[Webhook]:
+    query = Webhook.filter(workspace_id=viewer.workspace_id)
+    if viewer.is_scoped:
+        query = query.filter(id__in=[])
+    elif not viewer.is_admin:
+        query = query.filter(owner_id=viewer.id)
+    return await fetch(query, NEWEST, window)
+
+
+async def save(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> Saved:
+    """Raises `InvalidInput`, `NotFound`, `Forbidden` or `LimitExceeded`.
+
+    What was made for an owner of a higher role is deleted, before their lower one can say where
+    it would go.
+    """
+    _demand_lasting(viewer)
+    _check(rt, viewer, command)
+    if command.id is None:
+        return await _make(rt, viewer, command)
+    hook = await get(viewer, command.id)
+    demoted = hook.owner_id == viewer.id and _is_less(viewer.role, hook.owner_role)
+    if demoted:
+        await disable(rt, hook.id, DEMOTED)
+        await _purge(hook.id)
+    return Saved(await _change(rt, viewer, command, enable=demoted and hook.enabled), None)
+
+
+def _demand_lasting(viewer: Viewer) -> None:
+    """Raises `Forbidden`: a webhook outlives a token, and nobody tells us of a role withdrawn."""
+    if viewer.id.startswith(TOKEN_PREFIX):
+        raise Forbidden(
+            "Webhooks are saved with an API key, not with a token: a webhook goes on when the "
+            "token has ended, and only a key can be revoked here."
+        )
+
+
+def _is_less(role: Role, other: Role) -> bool:
+    return keys.RANK.index(role) < keys.RANK.index(other)
+
+
+def _check(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> None:
+    """A first word on private addresses; the guard that holds is at the dial."""
+    allow_private = rt.options.allow_private_webhooks
+    try:
+        agent_http.check_endpoint_url(command.url, allow_private=allow_private, peer=WEBHOOK)
+    except ValueError as error:
+        raise InvalidInput.at("input", "url", message=str(error)) from None
+    try:
+        job_condition(command.where, viewer)
+    except InvalidInput as error:
+        problems = [Problem(("input", *each.path), each.message) for each in error.problems]
+        raise InvalidInput(problems) from None
+
+
+@atomic
+async def _make(rt: Runtime, viewer: Viewer, command: SaveWebhook) -> Saved:
+    keys.demand_unscoped(viewer)
+    own = Webhook.filter(workspace_id=viewer.workspace_id, owner_id=viewer.id)
+    if await own.count() >= MAX_PER_OWNER:
+        raise LimitExceeded(
+            f"You have {MAX_PER_OWNER} webhooks, which is as many as one may have; delete one.",
+            MAX_PER_OWNER,
+        )
+    secret = agent_http.new_secret()
+    made = Webhook(
+        **_given(rt, command),
+        **_owner(viewer),
+        workspace_id=viewer.workspace_id,
+        secret_sealed=rt.vault.seal(secret),
+        position=await _newest_entry(),
+    )
+    current().insert(made)
+    await telling.made(rt, viewer, made)
+    return Saved(made, secret)
+
+
+def _owner(viewer: Viewer) -> dict[str, Any]:
+    return {
+        "owner_kind": viewer.kind,
+        "owner_id": viewer.id,
+        "owner_name": viewer.name,
+        "owner_role": viewer.role,
+    }
+
+
+def _given(rt: Runtime, command: SaveWebhook) -> dict[str, Any]:
+    """The columns that the command gives."""
+    columns: dict[str, Any] = {
+        "url_sealed": rt.vault.seal(command.url),
+        "types_json": jsontext.dumps(command.types),
+    }
+    if "where" in command.model_fields_set:
+        columns["where_json"] = filters.stored(command.where) if command.where else None
+    if command.enabled is not None:
+        columns["enabled"] = command.enabled
+    return columns
+
+
+async def _newest_entry() -> int:
+    """Whatever is done after this has a later place in the log."""
+    (row,) = await statements.database().fetch('SELECT max("seq") FROM "job_logs"')
+    return row[0] or 0
+
+
+@atomic
+async def _change(rt: Runtime, viewer: Viewer, command: SaveWebhook, *, enable: bool) -> Webhook:
+    """`enable` unless the command says otherwise.
+
+    Raises `NotFound`, or `InvalidInput` if somebody else changed it meanwhile.
+    """
+    assert command.id is not None  # noqa: S101
+    hook = await get(viewer, command.id)
+    changes = _given(rt, command)
+    if hook.owner_id == viewer.id:
+        changes |= _owner(viewer)
+    if changes.get("enabled", enable) and not hook.enabled:
+        changes["enabled"] = True
+        changes |= WELL | {"disabled_reason": None}
+    elif url_of(rt, hook) != command.url:
+        changes |= WELL
+    await telling.changed(rt, viewer, hook, changes)
+    _write(hook, changes)
+    return hook
+
+
+def _write(hook: Webhook, changes: dict[str, Any]) -> None:
+    """Write changes to `hook` as it was read."""
+
+    async def refuse() -> None:
+        raise InvalidInput.at("id", message="the webhook was changed at the same time; try again")
+
+    seen = {"id": hook.id, "version": hook.version}
+    changes |= {"version": hook.version + 1, "updated_at": datetime.now(UTC)}
+    current().swap(Webhook, seen, changes, refuse)
+    vars(hook).update(changes)
+
+
+def url_of(rt: Runtime, hook: Webhook) -> str | None:
+    """None if it was sealed with another key."""
+    try:
+        return rt.vault.open(hook.url_sealed)
+    except SecretUnreadable:
+        return None
+
+
+async def rotate_secret(
+    rt: Runtime, viewer: Viewer, webhook_id: UUID, overlap_seconds: int
+) -> Saved:
+    """A new secret; the one before it signs too for that long, and any older one no more."""
+    if not 0 <= overlap_seconds <= MAX_OVERLAP_SECONDS:
+        message = f"must be between 0 and {MAX_OVERLAP_SECONDS}"
+        raise InvalidInput.at("overlapSeconds", message=message)
+    return await _rotate(rt, viewer, webhook_id, timedelta(seconds=overlap_seconds))
+
+
+@atomic
+async def _rotate(rt: Runtime, viewer: Viewer, webhook_id: UUID, overlap: timedelta) -> Saved:
+    hook = await get(viewer, webhook_id)
+    secret = agent_http.new_secret()
+    changes: dict[str, Any] = {
+        "secret_sealed": rt.vault.seal(secret),
+        "old_secret_sealed": hook.secret_sealed if overlap else None,
+        "old_secret_until": datetime.now(UTC) + overlap if overlap else None,
+    }
+    await telling.secret_rotated(viewer, hook, overlap)
+    _write(hook, changes)
+    return Saved(hook, secret)
+
+
+PURGE = f"""DELETE FROM "webhook_deliveries" WHERE "id" IN (
+    SELECT "id" FROM "webhook_deliveries" WHERE "webhook_id" = $1 LIMIT {PURGED})
+    RETURNING 1"""  # noqa: S608 - a number
+
+
+async def delete(rt: Runtime, viewer: Viewer, webhook_id: UUID) -> Webhook:
+    """Remove it with its deliveries, a few at a time; returns it as it was. Raises `NotFound`."""
+    hook = await get(viewer, webhook_id)
+    await disable(rt, webhook_id, "It is being deleted.")
+    await _purge(webhook_id)
+    await _remove(rt, viewer, hook)
+    return hook
+
+
+async def _purge(webhook_id: UUID) -> None:
+    """Delete its deliveries; others have their turn in between."""
+    deleted = True
+    while deleted:
+        deleted = bool(await statements.database().fetch(PURGE, str(webhook_id)))
+        await asyncio.sleep(0)
+
+
+@atomic
+async def _remove(rt: Runtime, viewer: Viewer, hook: Webhook) -> None:
+    current().delete(Webhook, {"id": hook.id})
+    await telling.deleted(viewer, hook)
+
+
+@atomic
+async def disable(rt: Runtime, webhook_id: UUID, reason: str) -> None:
+    """Stop it, if it is not stopped already."""
+    current().writes.append(disabling({"id": webhook_id}, reason))
+
+
+async def stop(rt: Runtime, hook: Webhook, reason: str) -> None:
+    """Disable it because it cannot go on, and say so in the log."""
+    await disable(rt, hook.id, reason)
+    name = public_id("webhook", hook.id)
+    logger.warning("webhook disabled", webhook_id=name, reason=reason)
+
+
+def disabling(seen: Mapping[str, Any], reason: str) -> Statement:
+    where = {**seen, "enabled": True}
+    changes = {"enabled": False, "disabled_reason": reason, "updated_at": datetime.now(UTC)}
+    return statements.update(Webhook, where, changes)
+
+
+async def owners(hooks: Iterable[Webhook]) -> dict[UUID, Viewer | None]:
+    """Who each webhook tells for; None for who lost all keys.
+
+    Their role is what they had when they saved it, or what they have now if that is less: other
+    keys of one name may be other people's.
+    """
+    found = list(hooks)
+    by_key = {hook.owner_id for hook in found if hook.owner_kind is ActorKind.API_KEY}
+    roles = await keys.roles_of(by_key) if by_key else {}
+    return {hook.id: _viewer(hook, roles) for hook in found}
+
+
+def _viewer(hook: Webhook, roles: Mapping[tuple[int, str], Role]) -> Viewer | None:
+    by_key = hook.owner_kind is ActorKind.API_KEY
+    held = roles.get((hook.workspace_id, hook.owner_id)) if by_key else hook.owner_role
+    role = held and min(held, hook.owner_role, key=keys.RANK.index)
+    if role is None or role is Role.VIEWER:
+        return None
+    return Viewer(
+        hook.owner_kind, hook.owner_id, hook.owner_name, role, workspace_id=hook.workspace_id
+    )

@@ -1,0 +1,236 @@
+"""graphql-transport-ws: one WebSocket, any number of operations."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import WSMessage, WSMsgType, web
+
+from resolvers.context import Context
+from schema.failures import shown_failure
+from services.errors import LimitExceeded, RateLimited, Unauthenticated
+from services.runtime import Runtime
+from signoff import frames, results
+from signoff.asked import Asked
+from signoff.frames import BadFrame, Complete, Init, Ping, Pong, Subscribe
+from signoff.guarding import Attempts, Guard
+from signoff.results import NotExecuted
+from signoff.sessions import CLOSE_SECONDS, FORBIDDEN, Session, Sessions, client_of
+
+PROTOCOL = "graphql-transport-ws"
+BAD_FRAME, UNAUTHORIZED, NO_PROTOCOL, LATE = 4400, 4401, 4406, 4408
+TAKEN, AGAIN, TRY_LATER, BROKEN, TOO_LARGE = 4409, 4429, 1013, 1011, 1009
+MAX_INTRODUCTION = 16_384
+"""Characters of a message from who has not introduced themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketLimits:
+    """Of one WebSocket."""
+
+    init_seconds: float = 10
+    """Who has not introduced themselves by then is closed with 4408."""
+    heartbeat_seconds: float = 20
+    """How often it is pinged; who does not answer within half of it is gone."""
+    max_message_bytes: int = 2_097_152
+    max_operations: int = 100
+    """Under way at once."""
+
+
+class Closing(Exception):
+    """The socket is to be closed with this code."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def is_upgrade(request: web.Request) -> bool:
+    return request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket"
+
+
+class Socket:
+    """A connection from its handshake to its end."""
+
+    _session: Session
+
+    def __init__(
+        self,
+        rt: Runtime,
+        guard: Guard,
+        attempts: Attempts,
+        sessions: Sessions,
+        request: web.Request,
+    ) -> None:
+        self._rt = rt
+        self._guard = guard
+        self._attempts = attempts
+        self._sessions = sessions
+        self._request = request
+        self._limits = request.app.get(LIMITS, SocketLimits())
+        self._operations: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # some are still busy with their end
+        self._patience = asyncio.timeout(self._limits.init_seconds)
+        self._ws = web.WebSocketResponse(
+            protocols=[PROTOCOL],
+            timeout=CLOSE_SECONDS,
+            heartbeat=self._limits.heartbeat_seconds,
+            max_msg_size=self._limits.max_message_bytes,
+            compress=False,
+        )
+
+    async def run(self, session: Session) -> web.WebSocketResponse:
+        """Raises only what refuses the handshake."""
+        self._session = session
+        await self._ws.prepare(self._request)
+        try:
+            await self._converse()
+        except Closing as closing:
+            await self.close(closing.code, str(closing))
+        except ConnectionError:
+            pass  # it is gone
+        except Exception as error:  # noqa: BLE001 - `shown` logs it
+            await self.close(BROKEN, shown_failure(error).message)
+        finally:
+            await self._cancel()
+        return self._ws
+
+    async def close(self, code: int, reason: str) -> None:
+        if not self._ws.prepared:
+            return
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):  # who does not read is cut off
+                await self._ws.close(code=code, message=frames.reason(reason))
+
+    async def _converse(self) -> None:
+        if self._ws.ws_protocol is None:
+            raise Closing(NO_PROTOCOL, f"Subprotocol not acceptable: {PROTOCOL} is spoken here.")
+        try:
+            async with self._patience:
+                async for message in self._ws:
+                    await self._receive(message)
+        except TimeoutError:
+            if not self._patience.expired():
+                raise
+            raise Closing(LATE, "Connection initialisation timeout") from None
+
+    async def _receive(self, message: WSMessage) -> None:
+        if message.type is not WSMsgType.TEXT:
+            raise Closing(BAD_FRAME, "A message must be a text frame.")
+        if not self._session.introduced and len(message.data) > MAX_INTRODUCTION:
+            raise Closing(TOO_LARGE, "Send connection_init first: that was too large for it.")
+        try:
+            frame = frames.parsed(message.data)
+        except BadFrame as error:
+            raise Closing(BAD_FRAME, str(error)) from None
+        match frame:
+            case Init(payload):
+                await self._introduced(payload)
+            case Subscribe():
+                await self._subscribed(frame)
+            case Complete(id):
+                self._completed(id)
+            case Ping():
+                await self._send(frames.PONG)
+            case Pong():
+                pass
+
+    async def _introduced(self, payload: Mapping[str, Any]) -> None:
+        """A key comes in the payload of `connection_init`, or in the handshake's header."""
+        if self._session.introduced:
+            raise Closing(AGAIN, "Too many initialisation requests")
+        given = {name.lower(): value for name, value in payload.items()}
+        credential = given.get("authorization", self._request.headers.get("Authorization"))
+        try:
+            await self._enter(None if credential is None else str(credential))
+        except Unauthenticated as error:
+            raise Closing(FORBIDDEN, f"Forbidden: {error}") from None
+        except (LimitExceeded, RateLimited) as error:
+            raise Closing(TRY_LATER, str(error)) from None
+        self._patience.reschedule(None)
+        await self._send(frames.ACK)
+
+    async def _enter(self, credential: str | None) -> None:
+        request = self._request
+        viewer = await self._attempts.viewer(credential, request.headers, request.remote)
+        client = client_of(self._request, credential, viewer)
+        self._sessions.enter(self._session, credential, viewer, client)
+
+    async def _subscribed(self, frame: Subscribe) -> None:
+        if not self._session.introduced:
+            raise Closing(UNAUTHORIZED, "Unauthorized: send connection_init first.")
+        if frame.id in self._operations:
+            raise Closing(TAKEN, f"Subscriber for {frame.id} already exists")
+        if len(self._operations) >= self._limits.max_operations:
+            limit = self._limits.max_operations
+            error = LimitExceeded(f"This socket has {limit} operations under way.", limit)
+            await self._send(frames.error_frame(frame.id, [shown_failure(error).formatted]))
+            return
+        task = asyncio.create_task(self._operate(frame))
+        self._operations[frame.id] = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _completed(self, id: str) -> None:
+        operation = self._operations.pop(id, None)
+        if operation is not None:
+            operation.cancel()
+
+    async def _operate(self, frame: Subscribe) -> None:
+        """One operation to its end, whatever that is: the others go on."""
+        with suppress(ConnectionError):  # the reader hears of it
+            try:
+                last = await self._last_frame(frame)
+            except Unauthenticated as error:
+                self._operations.pop(frame.id, None)  # not to be cancelled by the end it brings
+                await self.close(FORBIDDEN, f"Forbidden: {error}")
+            else:
+                self._operations.pop(frame.id, None)  # the id is free before its client hears
+                await self._send(last)
+
+    async def _last_frame(self, frame: Subscribe) -> bytes:
+        """Send the results; returns what ends the operation."""
+        try:
+            with self._sessions.operation(self._session):
+                async with aclosing(self.results(frame.asked)) as payloads:
+                    async for payload in payloads:
+                        await self._send(frames.next_frame(frame.id, payload))
+        except NotExecuted as error:
+            return frames.error_frame(frame.id, error.errors)
+        except (Unauthenticated, ConnectionError):
+            raise
+        except Exception as error:  # noqa: BLE001 - `shown` logs it
+            return frames.error_frame(frame.id, [shown_failure(error).formatted])
+        return frames.complete_frame(frame.id)
+
+    async def results(self, asked: Asked) -> AsyncGenerator[bytes]:
+        """Encoded results of an operation, in the name of whom its key stands for now."""
+        session = self._session
+        viewer = await self._sessions.gate.viewer(session.credential, self._request.headers)
+        async with aclosing(
+            results.stream(self._guard, Context(self._rt, viewer), asked)
+        ) as payloads:
+            async for payload in payloads:
+                yield payload
+
+    async def _send(self, frame: bytes) -> None:
+        if self._ws.closed:
+            raise ConnectionResetError
+        await self._ws.send_frame(frame, WSMsgType.TEXT)
+
+    async def _cancel(self) -> None:
+        """End the operations and wait until they have cleaned up."""
+        tasks = list(self._operations.values())
+        self._operations.clear()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+LIMITS: web.AppKey[SocketLimits] = web.AppKey("limits", SocketLimits)
+"""Where they are not the ordinary ones."""
