@@ -40,10 +40,14 @@ from services.actors import LOCAL_ADMIN, Viewer
 from services.jobs import Assign
 from services.rates import Rates
 from services.runtime import Runtime
+from services.telemetry import Telemetry
 from signoff.auth import Gate
 from signoff.transport import View
 
-RUNTIME = cast("Runtime", SimpleNamespace(tracer=None, rates=Rates(1_000_000_000)))
+RUNTIME = cast(
+    "Runtime",
+    SimpleNamespace(tracer=None, rates=Rates(1_000_000_000), telemetry=Telemetry()),
+)
 HOST = "127.0.0.1"
 PORTS = {"plain": 8393, "ours": 8394}
 OUTCOME = "{ __typename ... on Job { id } ... on Error { message } }"

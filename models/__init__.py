@@ -21,6 +21,7 @@ from models.job import (
 from models.job_dependency import JobDependency
 from models.job_log import JobLog, JobLogType
 from models.job_tag import JobTag
+from models.pruned_log import PrunedLog
 from models.queue_entry import QueueEntry, QueueState
 from models.timer import Timer, TimerKind
 from models.verdict import CriterionKind, Verdict, VerdictOutcome
@@ -52,6 +53,7 @@ __all__ = [
     "JobPriority",
     "JobStatus",
     "JobTag",
+    "PrunedLog",
     "QueueEntry",
     "QueueState",
     "Role",

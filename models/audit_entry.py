@@ -29,4 +29,7 @@ class AuditEntry(Model):
     class Meta(Model.Meta):
         table = "audit_entries"
         table_description = "The audit log of what belongs to no job"
-        indexes = (Index(fields=("workspace_id", "seq"), name="ix_audit_entries_workspace"),)
+        indexes = (
+            Index(fields=("workspace_id", "seq"), name="ix_audit_entries_workspace"),
+            Index(fields=("subject", "seq"), name="ix_audit_entries_subject"),
+        )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TypeAlias, TypeVar
@@ -10,9 +11,10 @@ import strawberry
 from strawberry.dataloader import DataLoader
 
 from models import Agent, Attempt, CriteriaSet, Job, JobDependency, JobLog, Verdict
-from services import agents, budgets, circuits, dependencies, jobs, reading, waiting
+from services import agents, budgets, circuits, dependencies, jobs, listening, reading, waiting
 from services.actors import Viewer
 from services.circuits import Circuit
+from services.listening import Batch, Question
 from services.runtime import Runtime
 
 K = TypeVar("K")
@@ -117,6 +119,15 @@ class Context:
         """Take `viewer` as the caller from now on."""
         self.viewer = viewer
         self.loaders = Loaders(viewer)
+
+    async def listen(
+        self, question: Question, messages: Callable[[Batch], Sequence[T]]
+    ) -> AsyncGenerator[T, None]:
+        """The messages of a subscription, as `messages` makes them of what is to be told."""
+        async with aclosing(listening.follow(self.rt.events, question)) as batches:
+            async for batch in batches:
+                for message in messages(batch):
+                    yield message
 
 
 Info: TypeAlias = strawberry.Info[Context, None]

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from uuid import UUID
 
 from pydantic import TypeAdapter
 
-from models import Attempt, Job, JobDependency, JobLog, JobLogType, JobPhase
+from models import Attempt, Job, JobDependency, JobLog, JobPhase
 from resolvers.context import Info
 from services import assignment, decisions, execution, jobs, reading, retries, rules
 from services.assignment import AssignJob, ReassignJob
@@ -15,7 +14,7 @@ from services.errors import InvalidInput, NotFound
 from services.execution import ExecuteJob
 from services.filters import JobFilter
 from services.jobs import CreateJob, UpdateJob
-from services.paging import Page, Window, decode_position
+from services.paging import Page, Window
 from services.reading import JobOrder
 from services.retries import RetryPolicy
 from services.rules import Availability
@@ -173,22 +172,3 @@ async def add_note(info: Info, id: str, message: str) -> JobLog:
     return await jobs.add_note(
         info.context.rt, info.context.viewer, key(id), text(message, "message")
     )
-
-
-async def status_changes(
-    info: Info, id: str | None, where: JobFilter | None, after: str | None
-) -> AsyncGenerator[tuple[JobLog, Job], None]:
-    """Status changes of the jobs that the viewer sees and asks for, with the job as it is."""
-    viewer = info.context.viewer
-    wanted = None if id is None else key(id)
-    position = None if after is None else decode_position(after)
-    if wanted is not None:
-        await jobs.get(viewer, wanted)
-    async with aclosing(info.context.rt.events.subscribe(position)) as entries:
-        async for entry in entries:
-            if entry.workspace_id != viewer.workspace_id:
-                continue
-            if entry.type is JobLogType.STATUS_CHANGE and wanted in (None, entry.job_id):
-                job = await reading.job_if(viewer, entry.job_id, where)
-                if job is not None:
-                    yield entry, job

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import copy
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import strawberry
 from graphql import (
+    Executor,
     GraphQLError,
     build_schema,
     lexicographic_sort_schema,
@@ -29,6 +30,7 @@ from schema.limits import Limits, may_introspect
 from schema.mutation import Mutation
 from schema.query import Query
 from schema.scalars import SCALARS
+from schema.sharing import Sharable
 from schema.steps import Steps
 from schema.subscription import Subscription
 from schema.tracing import Traced
@@ -60,6 +62,23 @@ class Schema(strawberry.Schema):
         if trusted is not None:
             limited.documents = limited.documents.trusting(trusted)
         return limited
+
+    def shared_variables(self, asked: Sharable) -> frozenset[str]:
+        """Those that make a difference to what a subscription tells, which was executed before."""
+        return self.documents.again(asked.query).shared[asked.operation_name]
+
+    def executor(self, asked: Sharable) -> Executor[Any]:
+        """What executes an operation that was executed before, so that it is known to be valid."""
+        made = cast("Any", self.execution_context_class).build(
+            self._schema,
+            self.documents.again(asked.query).document,
+            None,
+            None,
+            asked.variables,
+            asked.operation_name,
+        )
+        assert not isinstance(made, list), made  # noqa: S101
+        return made
 
     def create_extensions_runner(
         self, execution_context: ExecutionContext, extensions: list[SchemaExtension]

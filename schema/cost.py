@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.dependencies import MAX_DEPENDENCIES
+from services.listening import MAX_SNAPSHOT, REPLAYED
 from services.paging import DEFAULT_SIZE, MAX_SIZE
 
 OPERATION = 10
@@ -23,7 +24,12 @@ INPUT = 2
 """An input object or a listed value: converted and checked each time it is used."""
 LIST = 10
 """Of a list without pages, where nothing else is known."""
-LISTS = {("Job", "dependsOn"): MAX_DEPENDENCIES, ("DependencyProblem", "jobs"): MAX_DEPENDENCIES}
+LISTS = {
+    ("Job", "dependsOn"): MAX_DEPENDENCIES,
+    ("DependencyProblem", "jobs"): MAX_DEPENDENCIES,
+    ("JobEventBatch", "events"): REPLAYED,
+    ("JobEventBatch", "snapshot"): MAX_SNAPSHOT,
+}
 CEILING = 1_000_000_000
 """Where counting stops."""
 

@@ -17,6 +17,7 @@ from graphql import (
 
 from schema.limits import MAX_DIGITS, Limits, exceeded, too_much
 from schema.plans import Operation, Reader
+from schema.sharing import shared_variables
 from schema.validation import validated
 from services.errors import ErrorCode, SignoffError
 
@@ -30,12 +31,16 @@ BEYOND = "Document contains more than"
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A document, what is wrong with it, its operations by name, and what it cost to check."""
+    """A document, what is wrong with it, its operations by name, and what it cost to check.
+
+    `shared` are the variables of each subscription that make a difference to what it tells.
+    """
 
     document: DocumentNode
     problems: list[GraphQLError]
     operations: Mapping[str | None, Operation]
     work: int
+    shared: Mapping[str | None, frozenset[str]]
 
 
 @dataclass
@@ -77,6 +82,10 @@ class Documents:
             self._keep(text, checked)
         return checked
 
+    def again(self, text: str) -> Checked:
+        """What was taken before, and may have been forgotten since."""
+        return self.known(text) or self.check(text)
+
     def __len__(self) -> int:
         return len(self._kept)
 
@@ -106,7 +115,7 @@ class Documents:
         except SignoffError as error:
             raise GraphQLError(str(error), original_error=error) from None
         problems, work = validated(self.schema, document, len(text))
-        return Checked(document, problems, operations, work)
+        return Checked(document, problems, operations, work, shared_variables(document))
 
     def _parsed(self, text: str) -> DocumentNode:
         most = self.limits.max_tokens

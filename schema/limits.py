@@ -25,7 +25,6 @@ class Limits:
     max_directives: int = 50
     max_filters: int = 200
     max_cost: int = 30_000
-    max_event_cost: int = 2_000
     cache_bytes: int = 33_554_432
     introspection: Role | None = Role.VIEWER
 

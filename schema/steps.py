@@ -84,16 +84,14 @@ class Steps(SchemaExtensionsRunner):
         """Raise what speaks against running it."""
         limits = self._documents.limits
         running = self.execution_context
-        is_events = running.operation_type is OperationType.SUBSCRIPTION
-        maximum = limits.max_event_cost if is_events else limits.max_cost
         if operation.introspects and self._documents.trusted is None:
             self._let_introspect()
         requested = operation.requested(running.variables, limits.max_filters)
-        dear = requested > maximum
+        dear = requested > limits.max_cost
         self._charge(0 if dear else requested - cost.OPERATION)
-        self._tell(requested, maximum)
+        self._tell(requested, limits.max_cost)
         if dear:
-            raise exceeded("cost", requested, maximum, code=ErrorCode.COST_EXCEEDED)
+            raise exceeded("cost", requested, limits.max_cost, code=ErrorCode.COST_EXCEEDED)
 
     def _let_introspect(self) -> None:
         context = self._context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -104,6 +104,17 @@ class Viewer:
     def budget(self) -> str:
         """Whose use of the server this counts as: all keys of one name are one user's."""
         return f"{self.workspace_id}:{self.kind}:{self.id}"
+
+    @property
+    def scope(self) -> Viewer:
+        """A viewer who is shown just the same: what is executed for one holds for the other.
+
+        Who sees all jobs of a workspace is not told apart by id, except a member: what they may
+        do with a job depends on whose it is.
+        """
+        alike = self.sight.owners is None and self.role is not Role.MEMBER
+        id = "" if alike else self.id
+        return replace(self, id=id, name="", key_id=None, expires_at=None)
 
     @property
     def actor(self) -> Actor:

@@ -23,6 +23,8 @@ LONG_BYTES = 2_000
 """Over which a value is told by its size and its hash."""
 REDACTED = "[secret]"
 """What is told in the place of a secret."""
+PRUNED = "log.pruned"
+"""Retention removed the beginning of a job's log, or all of it."""
 NEWEST_FIRST = (Sort("seq", int64, descending=True),)
 
 

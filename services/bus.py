@@ -6,8 +6,9 @@ Who is told looks into the rows. Who misses it looks a little later by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from secrets import token_hex
 from typing import Any, Protocol, cast
 
@@ -53,20 +54,35 @@ class NoBus:
     def tell(self, *, work: bool) -> None: ...
 
 
-class PostgresBus:
-    """NOTIFY after the commit, on a connection of its own.
+class Channel(Protocol):
+    """A connection by which processes hear each other."""
 
-    Within the transaction it would make all commits wait for each other.
+    @property
+    def is_open(self) -> bool: ...
+
+    async def say(self, message: str) -> None: ...
+
+
+class Announcer(ABC):
+    """Tells in as few messages as will do, by whatever channel; connects again if it breaks.
+
+    A message has nothing in it but who sent it and whether there is work.
     """
 
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+    def __init__(self) -> None:
         self._name = token_hex(8)
         self._news = asyncio.Event()
         self._said = asyncio.Event()
         self._said.set()
         self._work = False
+        self._deaf = False
         self._task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    def channel(
+        self, hear: Callable[[str], None], lost: Callable[[], None]
+    ) -> AbstractAsyncContextManager[Channel]:
+        """An open channel; `lost` is called when it is one no more."""
 
     async def start(self, heard: Heard) -> None:
         self._task = asyncio.create_task(self._keep(heard))
@@ -90,34 +106,75 @@ class PostgresBus:
             try:
                 await self._connected(heard)
             except Exception as error:  # noqa: BLE001 - a process must not stay deaf
-                logger.warning("no word from other processes; connecting again", error=repr(error))
+                self._complain(repr(error))
+            self.tell(work=True)  # what was said last may have been lost
             await asyncio.sleep(RETRY_SECONDS)
 
+    def _complain(self, error: str) -> None:
+        """Once, however often connecting fails after that."""
+        if not self._deaf:
+            logger.warning("no word from other processes; connecting again", error=error)
+        self._deaf = True
+
     async def _connected(self, heard: Heard) -> None:
+        def hear(message: str) -> None:
+            sender, _, work = message.partition(" ")
+            if sender != self._name:
+                heard(work=bool(work))
+
+        async with self.channel(hear, self._news.set) as channel:
+            self._deaf = False
+            heard(work=True)  # whatever was said before there was a connection
+            while channel.is_open:
+                await self._news.wait()
+                self._news.clear()
+                message, self._work = f"{self._name} {'work' if self._work else ''}", False
+                await channel.say(message)
+                if not self._news.is_set():
+                    self._said.set()
+                await asyncio.sleep(GAP_SECONDS)
+
+
+class PostgresBus(Announcer):
+    """NOTIFY after the commit, on a connection of its own.
+
+    Within the transaction it would make all commits wait for each other.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__()
+        self._dsn = dsn
+
+    @asynccontextmanager
+    async def channel(
+        self, hear: Callable[[str], None], lost: Callable[[], None]
+    ) -> AsyncGenerator[Channel]:
         connect = cast("Callable[..., Awaitable[Any]]", asyncpg.connect)
         connection = await connect(
             self._dsn, timeout=TIMEOUT_SECONDS, command_timeout=TIMEOUT_SECONDS
         )
 
         def on_message(_: Any, __: int, ___: str, message: str) -> None:
-            sender, _, work = message.partition(" ")
-            if sender != self._name:
-                heard(work=bool(work))
+            hear(message)
 
         def on_end(_: Any) -> None:
-            self._news.set()
+            lost()
 
         connection.add_termination_listener(on_end)
         try:
             await connection.add_listener(CHANNEL, on_message)
-            heard(work=True)  # whatever was said before there was a connection
-            while not connection.is_closed():
-                await self._news.wait()
-                self._news.clear()
-                message, self._work = f"{self._name} {'work' if self._work else ''}", False
-                await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, message)
-                if not self._news.is_set():
-                    self._said.set()
-                await asyncio.sleep(GAP_SECONDS)
+            yield _Notifying(connection)
         finally:
             connection.terminate()
+
+
+class _Notifying:
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    @property
+    def is_open(self) -> bool:
+        return not self._connection.is_closed()
+
+    async def say(self, message: str) -> None:
+        await self._connection.execute("SELECT pg_notify($1, $2)", CHANNEL, message)

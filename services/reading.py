@@ -19,6 +19,7 @@ from models import (
     JobLog,
     JobLogType,
     JobPriority,
+    PrunedLog,
     Verdict,
 )
 from services.actors import Viewer
@@ -189,7 +190,7 @@ async def criteria_sets(ids: Sequence[UUID]) -> list[CriteriaSet | None]:
 
 
 async def positions(job_ids: Sequence[UUID]) -> list[int]:
-    """The position of each job's newest entry."""
+    """The position of each job's newest entry, also if that one was removed since."""
     rows = (
         await JobLog.filter(job_id__in=job_ids)
         .annotate(newest=Max("seq"))
@@ -197,12 +198,7 @@ async def positions(job_ids: Sequence[UUID]) -> list[int]:
         .values_list("job_id", "newest")
     )
     found = dict(rows)
+    if missing := [job_id for job_id in job_ids if job_id not in found]:
+        gaps = PrunedLog.filter(job_id__in=missing)
+        found |= dict(await gaps.values_list("job_id", "until_seq"))
     return [found.get(job_id, 0) for job_id in job_ids]
-
-
-async def job_if(viewer: Viewer, job_id: UUID, where: JobFilter | None) -> Job | None:
-    """The job, if the viewer sees it and it is one of those asked for; archived ones too."""
-    if where is None:
-        job = await Job.get_or_none(id=job_id)
-        return job if job and viewer.sees(job) else None
-    return await Job.filter(job_condition(where, viewer), id=job_id).first()

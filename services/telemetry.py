@@ -108,6 +108,21 @@ class Telemetry:
             "How old the oldest of them is; 0 if there is none.",
             registry=registry,
         )
+        self.subscribers = Gauge(
+            "signoff_subscribers",
+            "Subscriptions that are up to date and wait for what is new.",
+            registry=registry,
+        )
+        self.frames = Counter(
+            "signoff_subscription_messages",
+            "Messages written to subscribers.",
+            registry=registry,
+        )
+        self.slow = Counter(
+            "signoff_slow_subscribers",
+            "Connections that were closed because too much was left unread.",
+            registry=registry,
+        )
         self.judged(0, 0)
 
     def ended(self, outcome: str | None) -> None:

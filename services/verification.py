@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
-from models import AuditEntry, JobLog, hashes, statements
+from models import AuditEntry, Job, JobLog, PrunedLog, hashes, jsontext, statements
 from models.statements import Row
 from services import audit, jobs, queue, workspaces
 from services.actors import Viewer
@@ -31,13 +31,15 @@ class Verification:
     """`first_broken` is the position of the first entry of a job that is not as it was written.
 
     None if what is wrong is of another kind: `problem` says it in words. `head` is the hash
-    that the log ends with; of all logs together, a hash over those of each.
+    that the log ends with; of all logs together, a hash over those of each. `pruned` counts the
+    logs whose beginning retention removed, of which the audit log tells.
     """
 
     checked: int
     head: str
     problem: str | None = None
     first_broken: int | None = None
+    pruned: int = 0
 
     @property
     def ok(self) -> bool:
@@ -55,6 +57,11 @@ class Log:
 async def of_job(viewer: Viewer, job_id: UUID) -> Verification:
     """Of a job that the viewer sees; raises `NotFound`."""
     job = await jobs.get(viewer, job_id)
+    return await of_log(job)
+
+
+async def of_log(job: Job) -> Verification:
+    """The same for who may see all."""
     return await _job(job.id, job.workspace_id)
 
 
@@ -86,7 +93,8 @@ class Total:
         problem, broken = before.problem, before.first_broken
         if problem is None and found.problem is not None:
             problem, broken = f"{log.name}: {found.problem}", found.first_broken
-        self._so_far = Verification(before.checked + found.checked, "", problem, broken)
+        checked, pruned = before.checked + found.checked, before.pruned + found.pruned
+        self._so_far = Verification(checked, "", problem, broken, pruned)
 
     @property
     def verification(self) -> Verification:
@@ -132,6 +140,7 @@ async def logs(workspace_id: int, expected: dict[str, str] | None = None) -> Asy
 
 
 async def _job(id: UUID, workspace_id: int, kept: str | None = None) -> Verification:
+    """Again from its beginning if retention removed that meanwhile."""
     where = '"job_logs" t0 WHERE t0."job_id" = $1 AND t0."seq" > $2 ORDER BY t0."seq" LIMIT $3'
 
     async def after(seq: int) -> Sequence[JobLog]:
@@ -139,7 +148,34 @@ async def _job(id: UUID, workspace_id: int, kept: str | None = None) -> Verifica
         return [row for (row,) in rows]
 
     heads = 'SELECT "log_head" FROM "jobs" WHERE "id" = $1 LIMIT 1'
-    return await _walk(_Log(hashes.of_job, heads, str(id), after, workspace_id), kept)
+    while True:
+        pruned = await statements.fetch(PrunedLog, job_id=id)
+        beginning = pruned.head if pruned else hashes.BEGINNING
+        log = _Log(hashes.of_job, heads, str(id), after, workspace_id, beginning)
+        if pruned is None:
+            found = await _walk(log, kept)
+        elif await _is_told(pruned, workspace_id):
+            found = replace(await _walk(log, None), pruned=1)  # what was kept may have gone
+        else:
+            problem = "the audit log tells nothing of what was removed from it"
+            found = Verification(0, "", problem)
+        now = await statements.fetch(PrunedLog, job_id=id)
+        if found.ok or (now and now.until_seq) == (pruned and pruned.until_seq):
+            return found
+
+
+async def _is_told(pruned: PrunedLog, workspace_id: int) -> bool:
+    """Whether an entry of the audit log, tied to the one before it, tells of this."""
+    wanted = {"untilSeq": pruned.until_seq, "headHash": pruned.head}
+    subject = public_id("job", pruned.job_id)
+    mine = AuditEntry.filter(workspace_id=workspace_id)
+    for entry in await mine.filter(subject=subject, action=audit.PRUNED).order_by("-seq"):
+        before = await mine.filter(seq__lt=entry.seq).order_by("-seq").first()
+        head = before.hash if before else hashes.BEGINNING
+        told = jsontext.loads(entry.changes_json)
+        if {name: told[name]["to"] for name in wanted} == wanted:
+            return hashes.of_workspace(head, vars(entry)) == entry.hash
+    return False
 
 
 async def _audit(workspace_id: int, kept: str | None) -> Verification:
@@ -166,6 +202,7 @@ class _Log:
     owner: Any
     after: Callable[[int], Awaitable[Sequence[JobLog | AuditEntry]]]
     workspace_id: int
+    beginning: str = hashes.BEGINNING
 
 
 async def _walk(log: _Log, kept: str | None) -> Verification:
@@ -174,7 +211,7 @@ async def _walk(log: _Log, kept: str | None) -> Verification:
     The end is asked for before each slice: when nothing comes after what was read then, the
     log ended there at that moment, however busily it is written to.
     """
-    head, seq, checked = hashes.BEGINNING, BEFORE_ALL, 0
+    head, seq, checked = log.beginning, BEFORE_ALL, 0
     passed = kept in (None, head)
     while True:
         row: Row | None = await statements.database().fetch_row(log.heads, log.owner)

@@ -9,7 +9,8 @@ import gc
 import signal
 import sys
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -19,7 +20,7 @@ import uvloop
 from aiohttp import web
 from pydantic import ValidationError
 
-from services import keys
+from services import keys, retention
 from services.errors import SignoffError
 from signoff import database, demo, heads, key_commands, logs, sample
 from signoff.app import RUNTIME, VIEW, allows_private_agents, create_app, create_probes
@@ -36,6 +37,7 @@ from signoff.wiring import BadSettings, runtime
 logger = structlog.get_logger(__name__)
 
 SDL_FILE = Path("schema.graphql")
+MAX_DAYS = 36_500
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -98,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     worker.add_argument("--port", type=int, help="port for /healthz, /readyz and /metrics")
     command("migrate", _migrate, "bring the database up to date, as serve does when it starts")
+    pruned = command(
+        "prune", _prune, "remove the log of jobs that were archived long ago; the jobs stay"
+    )
+    pruned.add_argument(
+        "--older-than", required=True, type=_days, metavar="DAYS", help="archived so long ago"
+    )
     key_commands.add(command)
     heads.add(command)
     shown = command("demo", _demo, "drive two jobs through a running server and show each step")
@@ -262,6 +270,25 @@ def _migrate(given: argparse.Namespace) -> None:
     settings = Settings()
     asyncio.run(database.migrate(settings.database_url))
     print("The database is up to date.")
+
+
+def _days(text: str) -> timedelta:
+    """A number of days, as `90` or `0.5`."""
+    with suppress(ValueError):
+        if 0 <= float(text) <= MAX_DAYS:
+            return timedelta(days=float(text))
+    raise argparse.ArgumentTypeError(f"must be a number of days, 0 to {MAX_DAYS}")
+
+
+def _prune(given: argparse.Namespace) -> None:
+    before = datetime.now(UTC) - given.older_than
+    pruned = key_commands.with_database(lambda: retention.prune(before, key_commands.operator()))
+    print(f"Removed {pruned.entries} log entries of {pruned.jobs} archived jobs.")
+    if pruned.broken:
+        raise Refused(
+            f"{pruned.broken} archived jobs keep their logs, which are not as they were written; "
+            "see: signoff verify-audit"
+        )
 
 
 def _demo(given: argparse.Namespace) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from schema.failures import shown_failure
-from services.errors import Unauthenticated
-from signoff.asked import encoded
+from services.actors import Viewer
+from services.errors import ErrorCode, Unauthenticated
+from signoff import subscribers
+from signoff.asked import Asked, encoded
+from signoff.hub import Hub
+from signoff.messages import Messages
 from signoff.results import NotExecuted
 from signoff.sessions import CLOSE_SECONDS, FORBIDDEN
+from signoff.subscribers import TOO_SLOW_REASON, Connection
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -25,42 +29,45 @@ COMPLETE = b"event: complete\r\ndata: \r\n\r\n"
 PING = b": ping\r\n\r\n"
 
 
-class EventStream:
-    """One answer that is a stream."""
+class EventStream(Connection):
+    """One answer that is a stream, of one operation."""
 
-    def __init__(self) -> None:
+    def __init__(self, hub: Hub, request: web.Request) -> None:
+        super().__init__(hub.rt.telemetry, request)
+        self._hub = hub
         self._response = web.StreamResponse(headers=HEADERS)
+        self._chunked = request.version >= HttpVersion11
+        if self._chunked:
+            self._response.enable_chunked_encoding()
         self._ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._done = asyncio.Event()
+        self._end_seconds: float = CLOSE_SECONDS
 
-    async def run(
-        self, request: web.Request, payloads: AsyncGenerator[bytes]
-    ) -> web.StreamResponse:
-        """Send them all, or up to what ends the stream from outside."""
-        await self._response.prepare(request)
-        sending = asyncio.create_task(self._send(payloads))
+    async def run(self, asked: Asked, viewer: Viewer) -> web.StreamResponse:
+        """Send all results, or up to what ends the stream from outside."""
+        await self._response.prepare(self._request)
+        sending = asyncio.create_task(self._send(asked, viewer))
         beating = asyncio.create_task(self._beat())
         try:
             await asyncio.wait({sending, beating, self._ended}, return_when=FIRST)
             await _cancelled(beating)
             await _cancelled(sending)
-            await self._finish(request)
+            await self._finish()
         finally:
             beating.cancel()
             sending.cancel()
             self._done.set()
         return self._response
 
-    async def _finish(self, request: web.Request) -> None:
+    async def _finish(self) -> None:
         """Who does not read is cut off."""
         try:
-            async with asyncio.timeout(CLOSE_SECONDS):
+            async with asyncio.timeout(self._end_seconds):
                 if self._ended.done():
                     await self._response.write(self._ended.result())
                 await self._response.write_eof()
         except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
+            self.abort()
         except ConnectionError:
             pass  # it is gone
 
@@ -69,16 +76,35 @@ class EventStream:
         last = b""
         if code == FORBIDDEN:
             last = event({"errors": [shown_failure(Unauthenticated(reason)).formatted]}) + COMPLETE
-        if not self._ended.done():
-            self._ended.set_result(last)
+        self._end(last)
         await self._done.wait()
 
-    async def _send(self, payloads: AsyncGenerator[bytes]) -> None:
+    @property
+    def is_open(self) -> bool:
+        return not self._ended.done()
+
+    def too_slow(self) -> None:
+        self._end_seconds = subscribers.GRACE_SECONDS
+        error = {"message": TOO_SLOW_REASON, "extensions": {"code": ErrorCode.SLOW_CONSUMER}}
+        self._end(event({"errors": [error]}) + COMPLETE)
+
+    async def send(self, payload: bytes) -> None:
+        await self._response.write(_event(payload))
+
+    def tell(self, messages: Messages) -> bool:
+        told = self.write(messages.chunk if self._chunked else messages.events)
+        if self.transport is None:
+            self._end(b"")  # it is gone
+        return told
+
+    def _end(self, last: bytes) -> None:
+        if not self._ended.done():
+            self._ended.set_result(last)
+
+    async def _send(self, asked: Asked, viewer: Viewer) -> None:
         with suppress(ConnectionError):
             try:
-                async with aclosing(payloads):
-                    async for payload in payloads:
-                        await self._response.write(_event(payload))
+                await self._hub.run(asked, viewer, self)
             except NotExecuted as error:
                 await self._response.write(event({"errors": error.errors}))
             await self._response.write(COMPLETE)
@@ -99,8 +125,7 @@ def event(data: dict[str, Any]) -> bytes:
 
 
 def _event(payload: bytes) -> bytes:
-    """JSON has no line breaks of its own, so it is one line."""
-    return b"event: next\r\ndata: %b\r\n\r\n" % payload
+    return Messages([payload]).events
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -101,7 +101,12 @@ def reason(text: str) -> bytes:
 
 def next_frame(id: str, payload: bytes) -> bytes:
     """A result that is encoded already, and may be shared by many."""
-    return b'{"type":"next","id":%b,"payload":%b}' % (_text(id), payload)
+    return b"%b%b}" % (next_head(id), payload)
+
+
+def next_head(id: str) -> bytes:
+    """How each result of an operation begins; it ends with a brace."""
+    return b'{"type":"next","id":%b,"payload":' % _text(id)
 
 
 def error_frame(id: str, errors: Sequence[Mapping[str, Any]]) -> bytes:

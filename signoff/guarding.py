@@ -82,9 +82,10 @@ class Guard:
         Raises `RateLimited` or `UnknownDocument`.
         """
         context.rt.rates.charge(context.viewer.budget, asked.size // BYTES_A_UNIT)
-        return self._text(asked)
+        return self.text(asked)
 
-    def _text(self, asked: Asked) -> str:
+    def text(self, asked: Asked) -> str:
+        """The document of a request that was admitted before; raises `UnknownDocument`."""
         if asked.document_id is None:
             return asked.query
         if self.trusted is None:
@@ -105,7 +106,6 @@ def limits_of(settings: Settings) -> Limits:
         max_directives=settings.max_directives,
         max_filters=settings.max_filters,
         max_cost=settings.max_cost,
-        max_event_cost=settings.max_event_cost,
         cache_bytes=settings.document_cache_bytes,
         introspection=None if settings.introspection == "OFF" else Role(settings.introspection),
     )

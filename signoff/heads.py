@@ -30,7 +30,8 @@ def _verify_audit(given: argparse.Namespace) -> None:
     total = with_database(lambda: verify(expected, show=show))
     if not total.ok:
         raise Refused(f"the logs are not as they were written: {total.problem}")
-    print(f"{total.checked} entries are as they were written; together {total.head}")
+    gone = f"; the beginnings of {total.pruned} logs were pruned" if total.pruned else ""
+    print(f"{total.checked} entries are as they were written{gone}; together {total.head}")
 
 
 def kept(file: Path) -> dict[str, str]:

@@ -104,7 +104,7 @@ def _create_key(given: argparse.Namespace) -> None:
             expires_at=given.expires and datetime.now(UTC) + given.expires,
             agents=given.agents,
             owners=given.owners,
-            by=_operator(),
+            by=operator(),
         )
         return text
 
@@ -138,14 +138,14 @@ def _used(key: ApiKey) -> str:
 
 
 def _revoke_key(given: argparse.Namespace) -> None:
-    revoked = with_database(lambda: keys.revoke(given.prefix, _operator()))
+    revoked = with_database(lambda: keys.revoke(given.prefix, operator()))
     if not revoked:
         raise Refused(f"no active key begins with {given.prefix}; see: signoff keys list")
     print(f"Revoked the key of {revoked[0].name}.")
 
 
 def _create_workspace(given: argparse.Namespace) -> None:
-    made = with_database(lambda: workspaces.create(given.name, _operator()))
+    made = with_database(lambda: workspaces.create(given.name, operator()))
     print(f"Made the workspace “{made.name}”.")
     hint = f"signoff keys create --workspace '{made.name}' --role admin --name you"
     print(f"Make keys for it with: {hint}", file=sys.stderr)
@@ -156,7 +156,7 @@ def _list_workspaces(given: argparse.Namespace) -> None:
         print(f"{each.created_at:%Y-%m-%d}  {each.name}")
 
 
-def _operator() -> Actor:
+def operator() -> Actor:
     """Whoever is at the command line: the system knows them by this name."""
     try:
         name = getpass.getuser()

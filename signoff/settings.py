@@ -37,6 +37,11 @@ class Settings(BaseSettings):
         description="`sqlite://FILE` (relative to the current folder; `sqlite:////…` is absolute) "
         "or `postgres://USER:PASSWORD@HOST:PORT/NAME`.",
     )
+    nats_url: SecretStr | None = Field(
+        default=None,
+        description="`nats://HOST:4222`: processes on Postgres wake each other by NATS instead of "
+        "Postgres' NOTIFY. Needs the extra `nats`.",
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8080, ge=0, le=65_535, description="Port to listen on.")
     worker_port: int | None = Field(
@@ -214,12 +219,6 @@ class Settings(BaseSettings):
         ge=10_000,
         le=100_000_000,
         description="Cost of an operation: a unit is about ten microseconds of a core.",
-    )
-    max_event_cost: int = Field(
-        default=2_000,
-        ge=1_000,
-        le=100_000_000,
-        description="Cost of a subscription, which each of its events may take.",
     )
     rate_per_minute: int = Field(
         default=3_600_000,

@@ -19,6 +19,7 @@ from signoff.auth import Gate
 from signoff.browsers import METHODS, Pages
 from signoff.event_streams import EventStream
 from signoff.guarding import Attempts, Guard
+from signoff.hub import Hub
 from signoff.media import Media, Wanted, wanted
 from signoff.refusals import JSON, Refused, not_here, throttled, unauthenticated
 from signoff.sessions import SOON, Sessions, client_of
@@ -42,6 +43,7 @@ class View:
     ) -> None:
         self._rt = rt
         self._guard = guard or Guard()
+        self.hub = Hub(rt, self._guard)
         self._attempts = Attempts(gate, Rates() if failures is None else failures)
         self.sessions = Sessions(gate) if sessions is None else sessions
         self._pages = pages or Pages()
@@ -127,20 +129,19 @@ class View:
         self, request: web.Request, viewer: Viewer, operation: Asked
     ) -> web.StreamResponse:
         self._rt.rates.check(viewer.budget)
-        stream = EventStream()
+        stream = EventStream(self.hub, request)
         credential = request.headers.get("Authorization")
         client = client_of(request, credential, viewer)
         try:
             with self.sessions.opened(client, stream.end) as session:
                 self.sessions.enter(session, credential, viewer, client)
                 with self.sessions.operation(session):
-                    payloads = results.stream(self._guard, Context(self._rt, viewer), operation)
-                    return await stream.run(request, payloads)
+                    return await stream.run(operation, viewer)
         except LimitExceeded as error:
             raise Refused(429, str(error), error.code, headers=SOON) from None
 
     async def _socket(self, request: web.Request) -> web.StreamResponse:
-        socket = Socket(self._rt, self._guard, self._attempts, self.sessions, request)
+        socket = Socket(self.hub, self._attempts, self.sessions, request)
         with self.sessions.opened(client_of(request), socket.close) as session:
             return await socket.run(session)
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import WSMessage, WSMsgType, web
 
-from resolvers.context import Context
 from schema.failures import shown_failure
 from services.errors import LimitExceeded, RateLimited, Unauthenticated
-from services.runtime import Runtime
-from signoff import frames, results
-from signoff.asked import Asked
+from signoff import frames, subscribers
 from signoff.frames import BadFrame, Complete, Init, Ping, Pong, Subscribe
-from signoff.guarding import Attempts, Guard
+from signoff.guarding import Attempts
+from signoff.hub import Hub
 from signoff.results import NotExecuted
 from signoff.sessions import CLOSE_SECONDS, FORBIDDEN, Session, Sessions, client_of
+from signoff.subscribers import TOO_SLOW, TOO_SLOW_REASON, Connection, SocketSubscriber
 
 PROTOCOL = "graphql-transport-ws"
 BAD_FRAME, UNAUTHORIZED, NO_PROTOCOL, LATE = 4400, 4401, 4406, 4408
@@ -53,27 +52,22 @@ def is_upgrade(request: web.Request) -> bool:
     return request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket"
 
 
-class Socket:
+class Socket(Connection):
     """A connection from its handshake to its end."""
 
     _session: Session
 
     def __init__(
-        self,
-        rt: Runtime,
-        guard: Guard,
-        attempts: Attempts,
-        sessions: Sessions,
-        request: web.Request,
+        self, hub: Hub, attempts: Attempts, sessions: Sessions, request: web.Request
     ) -> None:
-        self._rt = rt
-        self._guard = guard
+        super().__init__(hub.rt.telemetry, request)
+        self._hub = hub
         self._attempts = attempts
         self._sessions = sessions
-        self._request = request
         self._limits = request.app.get(LIMITS, SocketLimits())
         self._operations: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # some are still busy with their end
+        self._closing = False
         self._patience = asyncio.timeout(self._limits.init_seconds)
         self._ws = web.WebSocketResponse(
             protocols=[PROTOCOL],
@@ -99,12 +93,24 @@ class Socket:
             await self._cancel()
         return self._ws
 
-    async def close(self, code: int, reason: str) -> None:
+    async def close(self, code: int, reason: str, seconds: float = CLOSE_SECONDS) -> None:
         if not self._ws.prepared:
             return
         with suppress(ConnectionError, TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):  # who does not read is cut off
+            async with asyncio.timeout(seconds):  # who does not read is cut off
                 await self._ws.close(code=code, message=frames.reason(reason))
+
+    @property
+    def is_open(self) -> bool:
+        return not (self._closing or self._ws.closed)
+
+    def too_slow(self) -> None:
+        self._closing = True
+        self._keep(asyncio.create_task(self._drop()))
+
+    async def _drop(self) -> None:
+        await self.close(TOO_SLOW, TOO_SLOW_REASON, subscribers.GRACE_SECONDS)
+        self.abort()
 
     async def _converse(self) -> None:
         if self._ws.ws_protocol is None:
@@ -170,8 +176,10 @@ class Socket:
             error = LimitExceeded(f"This socket has {limit} operations under way.", limit)
             await self._send(frames.error_frame(frame.id, [shown_failure(error).formatted]))
             return
-        task = asyncio.create_task(self._operate(frame))
-        self._operations[frame.id] = task
+        task = self._operations[frame.id] = asyncio.create_task(self._operate(frame))
+        self._keep(task)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -196,9 +204,7 @@ class Socket:
         """Send the results; returns what ends the operation."""
         try:
             with self._sessions.operation(self._session):
-                async with aclosing(self.results(frame.asked)) as payloads:
-                    async for payload in payloads:
-                        await self._send(frames.next_frame(frame.id, payload))
+                await self._run(frame)
         except NotExecuted as error:
             return frames.error_frame(frame.id, error.errors)
         except (Unauthenticated, ConnectionError):
@@ -207,15 +213,12 @@ class Socket:
             return frames.error_frame(frame.id, [shown_failure(error).formatted])
         return frames.complete_frame(frame.id)
 
-    async def results(self, asked: Asked) -> AsyncGenerator[bytes]:
-        """Encoded results of an operation, in the name of whom its key stands for now."""
-        session = self._session
-        viewer = await self._sessions.gate.viewer(session.credential, self._request.headers)
-        async with aclosing(
-            results.stream(self._guard, Context(self._rt, viewer), asked)
-        ) as payloads:
-            async for payload in payloads:
-                yield payload
+    async def _run(self, frame: Subscribe) -> None:
+        """In the name of whom the socket's key stands for now."""
+        credential = self._session.credential
+        viewer = await self._sessions.gate.viewer(credential, self._request.headers)
+        subscriber = SocketSubscriber(self, self._send, frame.id)
+        await self._hub.run(frame.asked, viewer, subscriber)
 
     async def _send(self, frame: bytes) -> None:
         if self._ws.closed:

@@ -14,7 +14,7 @@ import structlog
 from services import execution, idempotency, scheduling, transactions
 from services.agent_http import AgentClient
 from services.bounds import QueueBound
-from services.bus import NoBus, PostgresBus
+from services.bus import Bus, NoBus, PostgresBus
 from services.engine import Engine, Work
 from services.events import Events
 from services.events.horizon import Gapless, InOrder
@@ -65,7 +65,7 @@ async def runtime(
                     max_response_bytes=settings.agent_max_response_bytes,
                 )
             ),
-            bus=NoBus() if settings.on_sqlite else PostgresBus(settings.database_url),
+            bus=_bus(settings),
             engine=Engine(
                 alone=settings.on_sqlite,
                 lease_seconds=settings.lease_seconds,
@@ -131,6 +131,18 @@ def _work(rt: Runtime) -> Work:
         take_over=partial(execution.take_over, rt),
         due=partial(scheduling.due, rt),
     )
+
+
+def _bus(settings: Settings) -> Bus:
+    if settings.nats_url is None:
+        return NoBus() if settings.on_sqlite else PostgresBus(settings.database_url)
+    if settings.on_sqlite:
+        raise BadSettings("SIGNOFF_NATS_URL is for several processes, and those need Postgres")
+    try:
+        from services.nats_bus import NatsBus  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise BadSettings("SIGNOFF_NATS_URL needs the extra: pip install 'signoff[nats]'") from None
+    return NatsBus(settings.nats_url.get_secret_value())
 
 
 def _events(settings: Settings) -> Events:

@@ -7,7 +7,8 @@ import hashlib
 import json
 import subprocess
 import sys
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -15,21 +16,26 @@ from uuid import UUID
 import pytest
 from tortoise import connections
 
-from models import AuditEntry, Job, JobLog, JobLogType, JobStatus, Role, hashes, statements
+from models import ApiKey, AuditEntry, Job, JobLog, JobLogType, JobStatus, Role, hashes, statements
 from models.base import uuid7
 from models.job import ActorKind
-from services import agents, audit, circuits, decisions, jobs, keys, verification
+from services import agents, audit, circuits, decisions, jobs, keys, verification, workspaces
+from services.actors import Viewer
 from services.agents import SaveAgent
 from services.decisions import ForceComplete
 from services.errors import Forbidden, LimitExceeded, NotFound
 from services.key_uses import KeyUses
+from services.keys import CreateApiKey
 from services.paging import Window
 from services.runtime import Runtime
 from services.transactions import atomic
 from services.verification import Verification
+from services.webhooks import hooks
+from services.webhooks.hooks import SaveWebhook
 from tests.fakes.agents import fake_agent
 from tests.support.commands import environment
 from tests.support.graphql import SDL_FILE, gql, make_key, new_job, refusal
+from tests.support.hooks import make_hook
 from tests.support.making import (
     ADMIN,
     MEMBER,
@@ -40,6 +46,7 @@ from tests.support.making import (
     make_agent,
     make_job,
     says_ok,
+    until,
 )
 from tests.support.running import Client
 
@@ -85,6 +92,7 @@ def test_a_hash_can_be_made_by_anybody() -> None:
 @pytest.mark.parametrize("name", hashes.OF_JOB)
 def test_a_hash_covers_every_column_but_the_place(name: str) -> None:
     other: dict[str, Any] = {
+        "workspace_id": 8,
         "payload_truncated": True,
         "created_at": datetime(2026, 1, 2, 3, 4, 5, 601, UTC),
         "agent_id": None,
@@ -364,6 +372,138 @@ async def test_keys_made_used_and_revoked_are_told(rt: Runtime) -> None:
     assert keys._hash(text) not in str(entries)  # pyright: ignore[reportPrivateUsage]
 
 
+async def test_admins_with_a_token_are_told_of_once_an_hour(rt: Runtime) -> None:
+    boss, clerk = [
+        Viewer(ActorKind.USER, f"oidc:{name}", name, role)
+        for name, role in (("Bo", Role.ADMIN), ("Cy", Role.MEMBER))
+    ]
+    uses = KeyUses()
+    async with uses.written():
+        for viewer in (boss, clerk, boss):
+            uses.note_token(viewer)
+    role = {"role": {"from": None, "to": "ADMIN"}}
+    assert await told() == [("Bo", "token.used", "oidc:Bo", role)]
+
+
+async def test_the_first_use_in_an_hour_is_told_however_short_the_one_before_was_ago(
+    rt: Runtime,
+) -> None:
+    key, _ = await keys.create("Ada", Role.ADMIN)
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    await ApiKey.filter(id=key.id).update(last_used_at=hour - timedelta(seconds=1))
+    uses = KeyUses()
+    async with uses.written():
+        uses.note(await ApiKey.get(id=key.id))
+    assert [action for _, action, _, _ in await told()] == ["key.made", "key.used"]
+    async with uses.written():
+        uses.note(await ApiKey.get(id=key.id))
+        uses.note(key)  # as it was read before
+    assert len(await told()) == 2
+
+
+async def test_what_is_done_by_mutations_to_keys_is_told(rt: Runtime) -> None:
+    agent = await make_agent(rt)
+    begun = len(await told())
+    ends = datetime(2100, 1, 2, tzinfo=UTC)
+    given: dict[str, Any] = {"name": "Mia", "role": "MEMBER", "expires_at": ends}
+    given |= {"agent_ids": [agent.id], "owners": ["Olaf"]}
+    made = await keys.issue(rt, ADMIN, CreateApiKey.model_validate(given))
+    for _ in range(2):
+        await keys.withdraw(rt, ADMIN, made.key.id)
+    subject, revoked = f"key_{made.key.id.hex}", await ApiKey.get(id=made.key.id)
+    assert revoked.revoked_at
+    entries = (await told())[begun:]
+    assert [entry[:3] for entry in entries] == [
+        ("Local admin", "key.made", subject),
+        ("Local admin", "key.revoked", subject),
+    ]
+    assert {name: change["to"] for name, change in entries[0][3].items()} == {
+        "name": "Mia",
+        "role": "MEMBER",
+        "prefix": made.key.prefix,
+        "expiresAt": "2100-01-02T00:00:00+00:00",
+        "agentIds": [f"agent_{agent.id.hex}"],
+        "owners": ["Olaf"],
+    }
+    assert entries[1][3]["prefix"] == {"from": None, "to": made.key.prefix}
+    assert made.text not in str(entries)
+
+
+async def test_what_is_done_to_webhooks_is_told_without_secrets(rt: Runtime) -> None:
+    url = "http://me:hush@127.0.0.1:9/hush?token=hush"
+    hook = await make_hook(rt, url, types=["NOTE"])
+    change: dict[str, Any] = {"id": hook.id, "url": url + "2", "types": ["VERDICT"]}
+    change |= {"where": {"name": {"eq": "A job"}}, "enabled": False}
+    await hooks.save(rt, ADMIN, SaveWebhook.model_validate(change))
+    await hooks.rotate_secret(rt, ADMIN, hook.id, 60)
+    await hooks.delete(rt, ADMIN, hook.id)
+    entries, server = await told(), "http://127.0.0.1:9/…"
+    assert {(actor, subject) for actor, _, subject, _ in entries} == {
+        ("Local admin", f"webhook_{hook.id.hex}")
+    }
+    assert [(action, changes) for _, action, _, changes in entries] == [
+        (
+            "webhook.made",
+            {
+                "types": {"from": None, "to": ["NOTE"]},
+                "enabled": {"from": None, "to": True},
+                "owner": {"from": None, "to": "local"},
+                "ownerRole": {"from": None, "to": "ADMIN"},
+                "url": {"from": None, "to": server},
+                "secret": {"from": None, "to": "[secret]"},
+            },
+        ),
+        (
+            "webhook.changed",
+            {
+                "types": {"from": ["NOTE"], "to": ["VERDICT"]},
+                "where": {"from": None, "to": {"name": {"eq": "A job"}}},
+                "enabled": {"from": True, "to": False},
+                "url": {"from": server, "to": server},
+            },
+        ),
+        (
+            "webhook.secret_rotated",
+            {
+                "secret": {"from": "[secret]", "to": "[secret]"},
+                "overlapSeconds": {"from": None, "to": 60},
+            },
+        ),
+        ("webhook.deleted", {}),
+    ]
+    assert "hush" not in str([await AuditEntry.all().values()])
+
+
+async def test_a_workspace_has_an_audit_log_of_its_own(rt: Runtime) -> None:
+    other = await workspaces.create("acme")
+    theirs = replace(ADMIN, workspace_id=other.id)
+    await make_job(rt, viewer=theirs)
+    await make_agent(rt)
+    for viewer, actions, checked in (
+        (ADMIN, ["agent.made"], 1),
+        (theirs, ["workspace.made"], 2),
+    ):
+        page = await audit.entries(viewer, Window())
+        assert [row.action for row in page.rows] == actions
+        found = await verification.of_workspace(viewer)
+        assert (found.ok, found.checked) == (True, checked)
+    await Job.filter(workspace_id=other.id).update(log_head="")
+    assert (await verification.of_workspace(ADMIN)).ok
+    assert not (await verification.of_workspace(theirs)).ok
+
+
+async def test_what_was_moved_to_another_workspace_is_named(rt: Runtime) -> None:
+    job = await worked_on(rt)
+    entries = await logs_of(job)
+    other = (await workspaces.create("acme")).id
+    await Job.filter(id=job.id).update(workspace_id=other)
+    theirs = await verification.of_job(replace(ADMIN, workspace_id=other), job.id)
+    assert theirs.first_broken == entries[0].seq
+    await change(f"SET workspace_id = {other} WHERE job_id = '{job.id}'")
+    theirs = await verification.of_job(replace(ADMIN, workspace_id=other), job.id)
+    assert theirs.first_broken == entries[0].seq
+
+
 async def test_a_forced_completion_is_told_with_who_and_why(rt: Runtime) -> None:
     job = await make_job(rt)
     force = {"id": job.id, "result": {"a": 1}, "reason": "The customer agreed."}
@@ -401,9 +541,15 @@ async def test_who_sees_a_job_may_verify_it_and_admins_all(
         await verification.of_job(OTHER, job.id)
     with pytest.raises(NotFound):
         await verification.of_job(ADMIN, uuid7())
-    for viewer in (MEMBER, READER):
+    narrow = replace(ADMIN, owners=frozenset({MEMBER.id})), replace(ADMIN, agents=frozenset())
+    assert (await verification.of_job(narrow[0], job.id)).ok
+    with pytest.raises(NotFound):
+        await verification.of_job(replace(ADMIN, workspace_id=2), job.id)
+    for viewer in (MEMBER, READER, *narrow):
         with pytest.raises(Forbidden):
             await verification.of_workspace(viewer)
+        with pytest.raises(Forbidden):
+            await audit.entries(viewer, Window())
     monkeypatch.setattr(verification, "MAX_ENTRIES", 0)
     with pytest.raises(LimitExceeded, match="signoff verify-audit"):
         await verification.of_workspace(ADMIN)
@@ -411,7 +557,8 @@ async def test_who_sees_a_job_may_verify_it_and_admins_all(
 
 async def test_over_http(client: Client, database_url: str) -> None:
     job = await new_job(client)
-    ask = "query ($id: ID) { verifyAudit(jobId: $id) { ok checked firstBroken headHash problem } }"
+    said = "ok checked firstBroken headHash pruned problem"
+    ask = f"query ($id: ID) {{ verifyAudit(jobId: $id) {{ {said} }} }}"
     logs = "query ($id: ID!) { job(id: $id) { logs { nodes { hash cursor } } } }"
     (entry,) = (await gql(client, logs, id=job["id"]))["job"]["logs"]["nodes"]
     assert (await gql(client, ask, id=job["id"]))["verifyAudit"] == {
@@ -419,14 +566,19 @@ async def test_over_http(client: Client, database_url: str) -> None:
         "checked": 1,
         "firstBroken": None,
         "headHash": entry["hash"],
+        "pruned": 0,
         "problem": None,
     }
     admin = await make_key(database_url, "ada", Role.ADMIN)
     member = await make_key(database_url, "mia", Role.MEMBER)
     entries = "{ auditEntries { nodes { actor { kind id name } action subject changes hash } } }"
-    (used, *_) = (await gql(client, entries, admin))["auditEntries"]["nodes"]
+
+    async def newest() -> dict[str, Any] | None:
+        (entry, *_) = (await gql(client, entries, admin))["auditEntries"]["nodes"]
+        return entry if entry["action"] == "key.used" else None
+
+    used = await until(newest)
     assert used["actor"] == {"kind": "API_KEY", "id": "ada", "name": "ada"}
-    assert used["action"] == "key.used"
     assert used["changes"]["role"] == {"from": None, "to": "ADMIN"}
     assert (await gql(client, ask, admin))["verifyAudit"]["checked"] == 4
     foreign = await refusal(client, ask, member, id=job["id"])

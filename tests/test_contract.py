@@ -137,6 +137,7 @@ ORDERS = {
     "api_keys": ["key_hash"],
     "audit_entries": ["workspace_id", "seq"],
     "agent_gates": ["agent_id"],
+    "pruned_logs": ["until_seq"],
     "queue_entries": ["state", "agent_id", "rank"],
     "workers": ["id"],
     "timers": ["at", "id"],

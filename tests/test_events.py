@@ -16,7 +16,7 @@ from tortoise import connections
 
 from models import Job, JobLog
 from services import events, jobs
-from services.events import Events, Lagging
+from services.events import Events, recent
 from services.events.horizon import Gapless
 from services.runtime import Runtime
 from tests.support.making import MEMBER, holds, make_job, until
@@ -40,14 +40,6 @@ async def note(rt: Runtime, job: Job) -> int:
     return (await jobs.add_note(rt, MEMBER, job.id, "A note.")).seq
 
 
-def queues(source: Events) -> list[asyncio.Queue[JobLog]]:
-    return list(source._listeners)  # pyright: ignore[reportPrivateUsage]
-
-
-def listeners(source: Events) -> int:
-    return len(queues(source))
-
-
 @asynccontextmanager
 async def listening(source: Events, after: int | None) -> AsyncGenerator[list[int], None]:
     """The positions that a listener gets, as they come."""
@@ -58,9 +50,9 @@ async def listening(source: Events, after: int | None) -> AsyncGenerator[list[in
             async for entry in entries:
                 heard.append(entry.seq)  # noqa: PERF401 - others watch it grow
 
-    known = listeners(source)
+    known = source.readers
     task = asyncio.create_task(listen())
-    await holds(lambda: listeners(source) > known)
+    await holds(lambda: source.readers > known)
     try:
         yield heard
     finally:
@@ -164,6 +156,27 @@ async def test_gaps_of_several_transactions_are_filled_in_order(
         await holds(lambda: len(heard) >= 4)
         assert heard == [first, second, third, fifth]
         assert lost not in heard
+
+
+@only_postgres
+async def test_transaction_that_stays_open_holds_back_what_follows_and_nothing_is_lost(
+    rt: Runtime, connect: Connect
+) -> None:
+    job = await make_job(rt)
+    after = await newest()
+    elsewhere, other = await connect(), await connect()
+    async with listening(rt.events, after) as heard:
+        late = await elsewhere.write(job.id)
+        made: list[int] = []
+        for _ in range(20):
+            made.append(await note(rt, job))
+            await other.write(job.id)
+            await other.end("ROLLBACK")
+        assert await rt.events.complete_until() == after  # after two seconds
+        assert (heard, await rt.events.lag()) == ([], made[-1] - after)
+        await elsewhere.end("COMMIT")
+        await holds(lambda: len(heard) >= len(made) + 1)
+        assert heard == [late, *made]
 
 
 @only_postgres
@@ -333,27 +346,24 @@ async def write_many(count: int) -> None:
     await connections.get("default").execute_query(MANY.format(count=count))
 
 
-async def test_listener_that_falls_behind_is_told_and_resumes_where_it_was(rt: Runtime) -> None:
+async def test_listener_that_falls_far_behind_reads_the_log_itself_and_misses_nothing(
+    rt: Runtime,
+) -> None:
     job = await make_job(rt)
     after = await newest()
     heard: list[int] = []
     async with aclosing(rt.events.subscribe(after)) as entries:
         await note(rt, job)
         heard.append((await anext(entries)).seq)
-        await write_many(events.BACKLOG + 10)
+        await write_many(2 * recent.MAX_ROWS)
         rt.events.wake()
-        (queue,) = queues(rt.events)
-        await holds(queue.full)
-        with pytest.raises(Lagging):
-            await anext(entries)
-    assert listeners(rt.events) == 0
-    expected = await written(after)
-    async with aclosing(rt.events.subscribe(heard[-1])) as entries:
-        async for entry in entries:
-            heard.append(entry.seq)
-            if entry.seq == expected[-1]:
-                break
+        expected = await written(after)
+        await rt.events.past(expected[-1] - 1)
+        assert rt.events.recent(heard[-1], expected[-1]) is None
+        while heard[-1] != expected[-1]:
+            heard.append((await anext(entries)).seq)
     assert heard == expected
+    assert rt.events.readers == 0
 
 
 async def test_slow_listener_does_not_hold_up_the_others(rt: Runtime) -> None:
@@ -363,7 +373,7 @@ async def test_slow_listener_does_not_hold_up_the_others(rt: Runtime) -> None:
         await note(rt, job)
         await anext(slow)
         async with listening(rt.events, after) as heard:
-            await write_many(events.BACKLOG + 10)
+            await write_many(2 * recent.MAX_ROWS)
             last = await note(rt, job)
             await holds(lambda: last in heard)
             assert heard == await written(after)
@@ -391,7 +401,7 @@ async def test_until_finds_what_is_there_already(rt: Runtime) -> None:
         return "it"
 
     assert await rt.events.until(found, 5) == "it"
-    assert listeners(rt.events) == 0
+    assert rt.events.readers == 0
 
 
 async def test_until_asks_again_after_each_entry(rt: Runtime) -> None:
@@ -414,4 +424,4 @@ async def test_until_gives_up_after_its_time(rt: Runtime) -> None:
     began = time.monotonic()
     assert await rt.events.until(found, 0.2) is None
     assert 0.2 <= time.monotonic() - began < 5
-    assert listeners(rt.events) == 0
+    assert rt.events.readers == 0

@@ -50,6 +50,7 @@ TABLE: dict[str, set[Role]] = {
     "auditEntries": ADMINS,
     "verifyAudit": EVERYBODY,
     "jobStatusChanged": EVERYBODY,
+    "jobEvents": EVERYBODY,
     "webhook": WRITERS,
     "webhooks": WRITERS,
     "saveWebhook": WRITERS,
@@ -185,9 +186,12 @@ async def world(client: Client, database_url: str) -> AsyncGenerator[World]:
         yield made
 
 
-async def subscribed(client: Client, key: str | None) -> Json | None:
+SUBSCRIPTIONS = ("jobStatusChanged", "jobEvents")
+
+
+async def subscribed(client: Client, name: str, key: str | None) -> Json | None:
     """What a subscription's stream begins with: an answer to a wrong position."""
-    query = 'subscription { jobStatusChanged(after: "no cursor") { to } }'
+    query = f'subscription {{ {name}(after: "no cursor") {{ cursor }} }}'
     headers = {"Accept": "text/event-stream"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
@@ -202,8 +206,8 @@ async def subscribed(client: Client, key: str | None) -> Json | None:
 
 async def outcome(world: World, name: str, key: str | None, given: dict[str, Json]) -> str:
     """`allowed`, or the code of the refusal."""
-    if name == "jobStatusChanged":
-        body = await subscribed(world.client, key)
+    if name in SUBSCRIPTIONS:
+        body = await subscribed(world.client, name, key)
         assert body is not None
         code = body["errors"][0]["extensions"]["code"]
         return "allowed" if code == "VALIDATION" else code
@@ -328,12 +332,13 @@ async def test_anothers_things_are_no_nodes(world: World) -> None:
         assert (await gql(world.client, query, world.keys[Role.VIEWER], id=id))["node"] is not None
 
 
-async def test_a_subscription_to_anothers_job_is_as_to_none(world: World) -> None:
+@pytest.mark.parametrize("name", SUBSCRIPTIONS)
+async def test_a_subscription_to_anothers_job_is_as_to_none(world: World, name: str) -> None:
     job_id, _ = await world.finished(world.other)
     missing = "job_" + "f" * 32
     bodies: list[str] = []
     for id in (job_id, missing):
-        query = f'subscription {{ jobStatusChanged(jobId: "{id}") {{ to }} }}'
+        query = f'subscription {{ {name}(jobId: "{id}") {{ cursor }} }}'
         headers = {
             "Accept": "text/event-stream",
             "Authorization": f"Bearer {world.keys[Role.MEMBER]}",

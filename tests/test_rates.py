@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from models import Role
+from services import jobs
 from services.actors import Viewer
 from services.errors import RateLimited, Unauthenticated
 from services.rates import Rates
-from signoff.app import create_app
+from signoff.app import RUNTIME, create_app
 from signoff.auth import Gate
 from signoff.guarding import Attempts, network
 from tests.support.graphql import Json, answer, gql, make_key
+from tests.support.making import ADMIN, make_job
 from tests.support.running import AiohttpClient, Client, settings_for
 from tests.support.sockets import PROTOCOL, connected
 
@@ -250,6 +252,52 @@ async def test_what_is_sent_costs_a_little_for_its_size(
         await socket.send({"id": "1", "type": "subscribe", "payload": payload})
         assert (await socket.receive())["type"] == "next"
     assert between - 10_100 < await left(client) < between - 10_000
+
+
+EVENTS = """subscription($after: EventCursor) {
+    jobEvents(after: $after) { caughtUp events { message } } }"""
+NOTE = "x" * 4_000  # 200 units
+
+
+async def noted(client: Client, times: int) -> None:
+    """Makes a job that so much is said of, at nobody's cost."""
+    rt = client.app[RUNTIME]
+    job = await make_job(rt)
+    for _ in range(times):
+        await jobs.add_note(rt, ADMIN, job.id, NOTE)
+
+
+async def test_events_cost_and_end_with_what_is_left_of_the_budget(slow: Client) -> None:
+    async with connected(slow) as socket:
+        id = await socket.subscribe(EVENTS)
+        assert (await socket.next(id))["data"]["jobEvents"]["caughtUp"]
+        before = await left(slow)
+        await noted(slow, 1)
+        told: list[Json] = []
+        while not told or told[-1]["message"] != NOTE:
+            told += (await socket.next(id))["data"]["jobEvents"]["events"]
+        assert 200 < before - await left(slow) - COST < 300
+        slow.app[RUNTIME].rates.owe(ADMIN.budget, 30_000)
+        await noted(slow, 1)
+        ended = await socket.receive()
+    assert (ended["type"], ended["id"]) == ("error", id)
+    assert ended["payload"][0]["extensions"]["code"] == "RATE_LIMITED"
+    assert ended["payload"][0]["extensions"]["retryAfter"] > 60
+
+
+async def test_what_happened_before_is_told_as_the_budget_comes_back(
+    database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient
+) -> None:
+    settings = settings_for(database_url, tmp_path, rate_per_minute=60_000, max_cost=10_000)
+    client = await aiohttp_client(create_app(settings))
+    await noted(client, 99)
+    told: list[str] = []
+    async with connected(client) as socket:
+        id = await socket.subscribe(EVENTS, after="MA")
+        while len(told) < 100:
+            events = (await socket.next(id))["data"]["jobEvents"]["events"]
+            told += [each["message"] for each in events]
+    assert told == [None] + [NOTE] * 99
 
 
 async def left(client: Client) -> int:

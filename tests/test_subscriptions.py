@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from models import Role
-from signoff.app import RUNTIME, create_app
+from signoff.app import VIEW, create_app
 from signoff.websocket import LIMITS, SocketLimits
 from tests.support.graphql import (
     Json,
@@ -49,7 +49,7 @@ async def subscribed(socket: Socket, client: Client, **variables: Any) -> str:
 
 def listeners(client: Client) -> int:
     """How many subscriptions wait for entries."""
-    return len(client.app[RUNTIME].events._listeners)  # pyright: ignore[reportPrivateUsage]
+    return client.app[VIEW].hub.subscribers
 
 
 async def before(client: Client, job: Json) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from models import Role
-from signoff.app import create_app
+from signoff.app import RUNTIME, VIEW, create_app
 from signoff.guarding import Guard
 from signoff.wiring import BadSettings
 from tests.support import commands
 from tests.support.browser import WatchedPage
 from tests.support.graphql import Json, make_key
+from tests.support.making import holds, make_job
 from tests.support.running import AiohttpClient, Client, settings_for
 from tests.support.sockets import connected
 
@@ -148,6 +149,20 @@ async def test_the_same_on_a_websocket_and_in_a_stream(given: Client) -> None:
             assert b"UNTRUSTED_DOCUMENT" in await response.read()
     async with given.post("/graphql", json=named(VIEWER)[0], headers=headers) as response:
         assert b'{"data":{"viewer":{"id":"local"}}}' in await response.read()
+
+
+async def test_a_subscription_by_its_id_is_shared_with_the_same_by_its_text(given: Client) -> None:
+    hub = given.app[VIEW].hub
+    bodies: list[Json] = [{"query": CHANGES}, *named(CHANGES)]
+    async with connected(given) as socket:
+        for n, body in enumerate(bodies):
+            await socket.send({"id": str(n), "type": "subscribe", "payload": body})
+        await holds(lambda: (hub.subscribers, hub.groups) == (len(bodies), 1))
+        await make_job(given.app[RUNTIME])
+        told = [await socket.receive() for _ in bodies]
+        assert {each["id"] for each in told} == {str(n) for n in range(len(bodies))}
+        assert [each["payload"] for each in told] == [told[0]["payload"]] * len(bodies)
+        assert "errors" not in told[0]["payload"]
 
 
 async def test_a_server_without_documents_says_so(client: Client) -> None:

@@ -11,7 +11,7 @@ from tortoise.indexes import Index, PartialIndex
 
 
 class Migration(migrations.Migration):
-    dependencies = [("models", "0002_engine")]
+    dependencies = [("models", "0003_retention")]
 
     initial = False
 

@@ -1,17 +1,21 @@
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
+from uuid import UUID
 
 from tortoise import fields, migrations
 from tortoise.indexes import Index
 from tortoise.migrations import operations as ops
 
-from models import hashes
+from models import hashes, jsontext
 from models.base import InstantField, now
 from models.job import ActorKind
 
 AddFilled = import_module("models.migrations.0002_engine").AddFilled
 SLICE = 2000
+PRUNED = """SELECT "jobs"."workspace_id", "pruned_logs"."job_id", "pruned_logs"."until_seq"
+    FROM "pruned_logs" JOIN "jobs" ON "jobs"."id" = "pruned_logs"."job_id"
+    ORDER BY "pruned_logs"."until_seq" """
 
 
 async def link(apps, editor) -> None:
@@ -38,6 +42,39 @@ async def link(apps, editor) -> None:
         rows = await client.execute_query_dict(read.format(where=beyond), [job_id, rows[-1]["seq"]])
     if job_id is not None:
         await client.execute_many(end, [(head, job_id)])
+
+
+async def tell_of_pruned(apps, editor) -> None:
+    """What retention removed before there was an audit log is told there now."""
+    client = editor.client
+    mark = "$" if client.capabilities.dialect == "postgres" else "?"
+    columns = (*hashes.OF_WORKSPACE, "hash")
+    named = ", ".join(f'"{name}"' for name in columns)
+    marks = ", ".join(f"{mark}{n}" for n in range(1, len(columns) + 1))
+    write = f'INSERT INTO "audit_entries" ({named}) VALUES ({marks})'
+    heads: dict[int, str] = {}
+    for row in await client.execute_query_dict(PRUNED):
+        head = heads.get(row["workspace_id"], hashes.BEGINNING)
+        entry = {
+            "workspace_id": row["workspace_id"],
+            "action": "log.pruned",
+            "subject": f"job_{UUID(str(row['job_id'])).hex}",
+            "changes_json": jsontext.dumps(
+                {
+                    "untilSeq": {"from": None, "to": row["until_seq"]},
+                    "headHash": {"from": None, "to": hashes.BEGINNING},
+                }
+            ),
+            "actor_kind": ActorKind.SYSTEM.value,
+            "actor_id": None,
+            "actor_name": "Signoff",
+            "created_at": datetime.now(UTC),
+        }
+        heads[row["workspace_id"]] = entry["hash"] = hashes.of_workspace(head, entry)
+        await client.execute_query(write, [entry[name] for name in columns])
+    end = f'UPDATE "workspaces" SET "log_head" = {mark}1 WHERE "id" = {mark}2'
+    for workspace_id, head in heads.items():
+        await client.execute_query(end, [head, workspace_id])
 
 
 def decoded(row: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +120,8 @@ class Migration(migrations.Migration):
                 "table": "audit_entries",
                 "app": "models",
                 "indexes": [
-                    Index(fields=["workspace_id", "seq"], name="ix_audit_entries_workspace")
+                    Index(fields=["workspace_id", "seq"], name="ix_audit_entries_workspace"),
+                    Index(fields=["subject", "seq"], name="ix_audit_entries_subject"),
                 ],
                 "pk_attr": "seq",
                 "table_description": "The audit log of what belongs to no job",
@@ -105,5 +143,11 @@ class Migration(migrations.Migration):
             name="hash",
             field=fields.CharField(default="", max_length=64),
         ),
+        AddFilled(
+            model_name="PrunedLog",
+            name="head",
+            field=fields.CharField(default="", max_length=64),
+        ),
         ops.RunPython(link),
+        ops.RunPython(tell_of_pruned),
     ]

@@ -50,6 +50,9 @@ class AuditVerification:
     head_hash: str = strawberry.field(
         description="The hash that the log ends with; of all logs together, one over those of each."
     )
+    pruned: int = strawberry.field(
+        description="Logs whose beginning retention removed, as the audit log tells."
+    )
     problem: str | None = strawberry.field(description="What is wrong, in words.")
 
     @classmethod
@@ -60,5 +63,6 @@ class AuditVerification:
             checked=found.checked,
             first_broken=None if broken is None else EventCursor(encode_position(broken)),
             head_hash=found.head,
+            pruned=found.pruned,
             problem=found.problem,
         )

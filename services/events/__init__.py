@@ -2,7 +2,8 @@
 
 Entries are the events, their `seq` is the position, and nobody publishes a
 payload: a wake-up says only that there is something new. One tailer a process
-reads every new entry once and hands it to whoever listens here.
+finds how far the log can be read, and keeps the newest entries at hand. Whoever
+listens reads on from a position of their own, so nobody can hold up another.
 """
 
 from __future__ import annotations
@@ -10,53 +11,58 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TypeVar, cast
+from uuid import UUID
 
 import structlog
 
 from models import JobLog
-from services.errors import ErrorCode, SignoffError
 from services.events.horizon import Horizon
+from services.events.recent import Recent
 
 T = TypeVar("T")
 
 logger = structlog.get_logger(__name__)
 
 PAGE = 500
-BACKLOG = 10_000
-"""Entries that a listener may be behind before it is told to come back."""
 COMPLETE_SECONDS = 2.0
 IDLE_SECONDS = 1.0
 """How far the tailer lets itself fall behind while nobody listens."""
 
 
-class Lagging(SignoffError):
-    """The listener was too slow; it resumes after the last position that it has."""
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Entries in order, and the position up to which they are all."""
 
-    code = ErrorCode.SLOW_CONSUMER
-
-    def __init__(self) -> None:
-        super().__init__("Too slow: subscribe again with `after` the last cursor you have.")
+    rows: list[JobLog]
+    end: int
 
 
 class Events:
     """The tailer of one process.
 
+    `position` is how far the log can be read: nothing is still to come before it.
     `poll_seconds` bounds how late the entries of other processes are seen; None where
     this process is the only writer.
     """
 
     def __init__(self, horizon: Horizon, poll_seconds: float | None) -> None:
+        self.position = 0
         self._horizon = horizon
         self._poll_seconds = poll_seconds
-        self._position = 0
+        self._recent = Recent()
         self._new = asyncio.Event()
-        self._listeners: set[asyncio.Queue[JobLog]] = set()
-        self._listened = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._watched = asyncio.Event()
+        self._watchers = 0
+        self._readers = 0
+        self._hooks: list[Callable[[], None]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._position = await self._horizon.start()
+        self.position = await self._horizon.start()
+        self._recent.restart(self.position)
         self._task = asyncio.create_task(self._tail())
 
     async def stop(self) -> None:
@@ -69,6 +75,11 @@ class Events:
         """Something may have been committed."""
         self._new.set()
 
+    @property
+    def readers(self) -> int:
+        """How many read entries as they come."""
+        return self._readers
+
     async def _tail(self) -> None:
         while True:
             with suppress(TimeoutError):
@@ -76,7 +87,7 @@ class Events:
                     await self._new.wait()
             with suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_SECONDS):
-                    await self._listened.wait()
+                    await self._watched.wait()
             self._new.clear()
             try:
                 await self._read()
@@ -86,100 +97,127 @@ class Events:
                 self._new.set()
 
     async def _read(self) -> None:
-        """Hand on all that is safely readable; while nobody listens, only keep up."""
+        """Go on as far as is safe; while nobody reads entries, only their positions."""
         while True:
             rows: list[JobLog] | None = None
-            page = JobLog.filter(seq__gt=self._position).order_by("seq").limit(PAGE)
-            if self._listeners:
+            page = JobLog.filter(seq__gt=self.position).order_by("seq").limit(PAGE)
+            if self._readers:
                 rows = await page
                 found = [row.seq for row in rows]
             else:
                 found = cast("list[int]", await page.values_list("seq", flat=True))
-            safe, again = await self._horizon.safe(self._position, found)
-            if rows is None and self._listeners:
+            safe, again = await self._horizon.safe(self.position, found)
+            if rows is None and self._readers:
                 continue  # who came meanwhile wants the rows
-            for row in (rows or [])[:safe]:
-                self._hand_on(row)
-            self._position = found[safe - 1] if safe else self._position
+            if safe:
+                self._advance(found[safe - 1], None if rows is None else rows[:safe])
             if again:
                 self._new.set()
                 await asyncio.sleep(self._horizon.pause_seconds)
             if safe < PAGE:
                 return
 
-    def _hand_on(self, row: JobLog) -> None:
-        for queue in self._listeners:
-            if not queue.full():
-                queue.put_nowait(row)
+    def _advance(self, position: int, rows: list[JobLog] | None) -> None:
+        self.position = position
+        if rows is None:
+            self._recent.restart(position)
+        else:
+            self._recent.add(rows)
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+        for hook in self._hooks:
+            hook()
 
     @contextmanager
-    def _queue(self) -> Generator[asyncio.Queue[JobLog]]:
-        queue: asyncio.Queue[JobLog] = asyncio.Queue(BACKLOG)
-        self._listeners.add(queue)
-        self._listened.set()
+    def watching(self, hook: Callable[[], None] | None = None) -> Generator[None]:
+        """The position is kept up with meanwhile; `hook` is called whenever it has moved.
+
+        With a hook, or within `subscribe`, the entries themselves are kept at hand too.
+        """
+        self._watchers += 1
+        self._watched.set()
         self.wake()
+        if hook is not None:
+            self._readers += 1
+            self._hooks.append(hook)
         try:
-            yield queue
+            yield
         finally:
-            self._listeners.discard(queue)
-            if not self._listeners:
-                self._listened.clear()
+            self._watchers -= 1
+            if hook is not None:
+                self._readers -= 1
+                self._hooks.remove(hook)
+            if not self._watchers:
+                self._watched.clear()
+
+    async def past(self, position: int) -> None:
+        """Return when the log can be read beyond `position`."""
+        while self.position <= position:
+            await self._moved.wait()
+
+    def recent(self, after: int, until: int) -> list[JobLog] | None:
+        """The entries past `after` up to `until`, if all of them are at hand."""
+        return self._recent.between(after, until)
+
+    async def page(self, after: int, until: int) -> Page:
+        """The entries past `after` up to `until`, or the first of them."""
+        rows = self.recent(after, until)
+        if rows is None:
+            query = JobLog.filter(seq__gt=after, seq__lte=until)
+            rows = await query.order_by("seq").limit(PAGE)
+            if len(rows) == PAGE:
+                return Page(rows, rows[-1].seq)
+        return Page(rows, max(after, until))
 
     async def subscribe(self, after: int | None = None) -> AsyncGenerator[JobLog, None]:
         """Every entry once and in order: those past `after` (exclusive), then the new ones.
 
-        Without `after`, those that can be seen from now on. Raises `Lagging` for a listener
-        that falls too far behind.
+        Without `after`, those that can be seen from now on.
         """
-        with self._queue() as queue:
-            live_from = self._position
-            position = live_from if after is None else after
-            seen = await _visible(live_from) if after is None else frozenset[int]()
-            while position < live_from:
-                rows = (
-                    await JobLog.filter(seq__gt=position, seq__lte=live_from)
-                    .order_by("seq")
-                    .limit(PAGE)
-                )
-                for row in rows:
-                    yield row
-                position = rows[-1].seq if len(rows) == PAGE else live_from
+        with self.watching(_nothing):
+            position = self.position if after is None else after
+            seen = await visible(position) if after is None else dict[int, UUID]()
             while True:
-                if queue.full():
-                    raise Lagging
-                row = await queue.get()
-                if row.seq > position and row.seq not in seen:
-                    yield row
+                page = await self.page(position, self.position)
+                for row in page.rows:
+                    if row.seq not in seen:
+                        yield row
+                position = page.end
+                if position >= self.position:
+                    await self.past(position)
 
     async def complete_until(self) -> int:
         """The position up to which nothing is still to come, all that is seen now included.
 
         A writer that stays open holds it back, for two seconds at most.
         """
-        with self._queue(), suppress(TimeoutError):
+        with self.watching(), suppress(TimeoutError):
             newest = await self._horizon.newest()
             async with asyncio.timeout(COMPLETE_SECONDS):
-                while self._position < newest:  # noqa: ASYNC110 - a few rounds of the tailer
-                    await asyncio.sleep(0.005)
-        return self._position
+                await self.past(newest - 1)
+        return self.position
 
     async def lag(self) -> int:
         """How many entries can be seen that were not handed on yet."""
-        return max(0, await self._horizon.newest() - self._position)
+        return max(0, await self._horizon.newest() - self.position)
 
     async def until(self, found: Callable[[], Awaitable[T | None]], seconds: float) -> T | None:
-        """What `found` finds, asked now and after each new entry; None after `seconds`."""
-        with self._queue() as queue, suppress(TimeoutError):
+        """What `found` finds, asked now and after new entries; None after `seconds`."""
+        with self.watching(), suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while (value := await found()) is None:
-                    await queue.get()
-                    while not queue.empty():
-                        queue.get_nowait()
-                return value
+                while True:
+                    position = self.position
+                    value = await found()
+                    if value is not None:
+                        return value
+                    await self.past(position)
         return None
 
 
-async def _visible(after: int) -> frozenset[int]:
-    """What can be seen already; an entry between these may still be to come."""
-    found = await JobLog.filter(seq__gt=after).values_list("seq", flat=True)
-    return frozenset(cast("list[int]", found))
+def _nothing() -> None: ...
+
+
+async def visible(after: int) -> dict[int, UUID]:
+    """What can be seen already, and of which job; an entry between these may still be to come."""
+    found = await JobLog.filter(seq__gt=after).values_list("seq", "job_id")
+    return dict(cast("list[tuple[int, UUID]]", found))

@@ -16,7 +16,6 @@ import structlog
 
 from services import agent_http, telemetry
 from services.engine import AWAY
-from services.events import Lagging
 from services.runtime import Runtime
 from services.secrets import SecretUnreadable
 from services.values import public_id
@@ -123,8 +122,6 @@ class Deliverer:
                 async for entry in entries:
                     self._until = max(self._until, entry.seq)
                     self._news.set()
-        except Lagging:
-            pass  # the next round begins anew
         except Exception:
             logger.exception("webhooks do not hear of new entries; trying again")
             await asyncio.sleep(POLL_SECONDS)

@@ -1,0 +1,210 @@
+"""What a listener asks of the log, and the way from an old position to the present."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID
+
+from tortoise.expressions import Q, Subquery
+from tortoise.models import Model
+from tortoise.queryset import QuerySet
+
+from models import Job, JobLog, JobLogType, PrunedLog
+from services.actors import Viewer
+from services.errors import InvalidInput
+from services.events import Events, Page, visible
+from services.filters import JobFilter, job_condition, listed
+
+T = TypeVar("T", bound=Model)
+
+REPLAYED = 100
+"""Entries that are read at once for one listener."""
+MAX_SNAPSHOT = 1000
+
+Told = tuple[JobLog, Job]
+"""An entry, and its job as it is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The jobs and the types of entries that a listener asks for; None is all there are."""
+
+    viewer: Viewer
+    job_id: UUID | None = None
+    where: JobFilter | None = None
+    types: frozenset[JobLogType] | None = None
+    after: int | None = None
+    snapshot: bool = False
+
+    def check(self) -> None:
+        """Raises `InvalidInput` for a filter that cannot be."""
+        job_condition(self.where, self.viewer)
+
+    def wants(self, entry: JobLog) -> bool:
+        """Whether it may concern the listener, by what the entry alone tells."""
+        return (
+            entry.workspace_id == self.viewer.workspace_id
+            and self.job_id in (None, entry.job_id)
+            and (self.types is None or entry.type in self.types)
+        )
+
+    async def pick(self, rows: Sequence[JobLog]) -> list[Told]:
+        """Of entries, those of jobs that the viewer sees and asks for, archived ones too."""
+        wanted = [row for row in rows if self.wants(row)]
+        if not wanted:
+            return []
+        ids = {row.job_id for row in wanted}
+        jobs = {job.id: job async for job in self._jobs(job_condition, ids)}
+        return [(row, jobs[row.job_id]) for row in wanted if row.job_id in jobs]
+
+    async def page(self, after: int, until: int) -> Page:
+        """The first of the entries that concern the listener, from the table."""
+        query = JobLog.filter(seq__gt=after, seq__lte=until, workspace_id=self.viewer.workspace_id)
+        if self.where is not None or self.viewer.sight.owners is not None:
+            query = self._of_jobs(query)
+        elif self.job_id is not None:
+            query = query.filter(job_id=self.job_id)
+        if self.types is not None:
+            query = query.filter(type__in=self.types)
+        rows = await query.order_by("seq").limit(REPLAYED)
+        return Page(rows, rows[-1].seq if len(rows) == REPLAYED else max(after, until))
+
+    async def was_removed(self, after: int, until: int) -> bool:
+        """Whether retention removed entries of such jobs from this stretch of the log."""
+        gaps = PrunedLog.filter(until_seq__gt=after, from_seq__lte=until)
+        return await self._of_jobs(gaps).exists()
+
+    async def jobs_now(self, ids: Collection[UUID] | None = None) -> dict[UUID, Job]:
+        """The jobs as a list of them would show them; of those with `ids`, if given."""
+        condition = listed if self.job_id is None else job_condition
+        query = self._jobs(condition, ids).order_by("-id").limit(MAX_SNAPSHOT + 1)
+        jobs = {job.id: job async for job in query}
+        if len(jobs) > MAX_SNAPSHOT:
+            raise InvalidInput.at(
+                "snapshot", message=f"would be of more than {MAX_SNAPSHOT} jobs; narrow `where`"
+            )
+        return jobs
+
+    def _jobs(
+        self,
+        condition: Callable[[JobFilter | None, Viewer], Q],
+        ids: Collection[UUID] | None,
+    ) -> QuerySet[Job]:
+        query = Job.filter(condition(self.where, self.viewer))
+        query = query if self.job_id is None else query.filter(id=self.job_id)
+        return query if ids is None else query.filter(id__in=ids)
+
+    def _of_jobs(self, query: QuerySet[T]) -> QuerySet[T]:
+        """Rows of the jobs that the viewer sees and asks for."""
+        if self.job_id is not None:
+            query = query.filter(job_id=self.job_id)
+        matching = Job.filter(job_condition(self.where, self.viewer)).values("id")
+        return query.filter(job_id__in=Subquery(matching))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a listener is told at once; with it they have all up to `cursor`.
+
+    `caught_up` says that there was no more at that moment. `gap` says that retention removed
+    entries that would have been told since the batch before.
+    """
+
+    cursor: int
+    events: Sequence[Told]
+    caught_up: bool
+    snapshot: Sequence[Job] | None = None
+    gap: bool = False
+
+
+class Follower:
+    """One listener on the way to the present. All up to `position` was told, or is not theirs.
+
+    `base` was the present when it began.
+    """
+
+    def __init__(self, events: Events, question: Question) -> None:
+        self.position = 0
+        self._events = events
+        self._question = question
+        self.base = 0
+        self._known: dict[int, UUID] = {}
+        self._caught_up = False
+        self._gap = False
+
+    async def begin(self) -> Batch | None:
+        """Settle where it begins; returns the snapshot, if one is asked for."""
+        asked = self._question
+        self.base = self._events.position
+        self.position = self.base if asked.after is None else asked.after
+        if asked.after is None or asked.snapshot:
+            self._known = await visible(self.base)
+        jobs = await self._snapshot() if asked.snapshot else None
+        if asked.after is not None:
+            self._known.clear()
+        if jobs is None:
+            return None
+        return Batch(self.position, (), caught_up=False, snapshot=jobs)
+
+    async def _snapshot(self) -> list[Job]:
+        """The jobs at one moment: just when the entries known were those that could be seen.
+
+        Every change of a job comes with an entry, so a job that was read too early is known by
+        an entry that was not there before.
+        """
+        jobs = await self._question.jobs_now()
+        while True:
+            seen = await visible(self.base)
+            changed = {job_id for seq, job_id in seen.items() if seq not in self._known}
+            self._known = seen
+            if not changed:
+                return list(jobs.values())
+            for job_id in changed:
+                jobs.pop(job_id, None)
+            jobs |= await self._question.jobs_now(changed)
+
+    async def step(self, present: Callable[[], int]) -> Batch | None:
+        """What follows, as far as `present`; None if there is nothing to tell of it."""
+        page = await self._read(present())
+        told = await self._question.pick([row for row in page.rows if row.seq not in self._known])
+        self.position = page.end
+        arrived = not self._caught_up and self.position >= max(present(), self.base)
+        self._caught_up = self._caught_up or arrived
+        if not told and not arrived:
+            return None
+        batch = Batch(self.position, told, self._caught_up, gap=self._gap)
+        self._gap = False
+        return batch
+
+    async def _read(self, until: int) -> Page:
+        if until <= self.position:
+            return Page([], self.position)
+        page = await self._question.page(self.position, until)
+        self._gap = self._gap or await self._question.was_removed(self.position, page.end)
+        return page
+
+    def is_at(self, position: int) -> bool:
+        """Whether whoever was told all up to `position` needs to be told just the same from now."""
+        return (
+            self._caught_up
+            and self.position == position
+            and all(seq <= position for seq in self._known)
+        )
+
+
+async def follow(events: Events, question: Question) -> AsyncGenerator[Batch, None]:
+    """All that one listener asks for, for as long as they listen."""
+    with events.watching():
+        follower = Follower(events, question)
+        await events.complete_until()
+        first = await follower.begin()
+        if first is not None:
+            yield first
+        while True:
+            batch = await follower.step(lambda: events.position)
+            if batch is not None:
+                yield batch
+            if follower.position >= events.position:
+                await events.past(follower.position)

@@ -1,0 +1,333 @@
+"""Subscriptions of one process: what several ask for alike is executed and encoded once.
+
+A subscriber is first told by itself what is past its position, at its own pace. Once it has
+been told as much as the others, it joins them, and from then on gets the bytes that were made
+for all. A group takes each entry of the log once; who joins between two entries is told of the
+second, and was told of the first before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+from uuid import UUID
+
+from graphql import GraphQLError
+
+from models import JobLog
+from models.statements import Unavailable
+from resolvers.context import Context
+from schema.cost import OPERATION
+from schema.failures import shown_failure
+from schema.sharing import Enquiry, Selection, Sharable
+from schema.sharing import Messages as Telling
+from services.actors import Viewer
+from services.errors import DatabaseUnavailable, RateLimited
+from services.events import Page
+from services.listening import Batch, Follower, Question
+from services.runtime import Runtime
+from signoff import results
+from signoff.asked import Asked, encoded
+from signoff.guarding import Guard
+from signoff.messages import Messages, parts
+from signoff.results import NotExecuted
+from signoff.subscribers import Subscriber
+
+REPLAYS = 16
+"""Listeners that are brought up to date at once; the others wait for their turn."""
+RETRY_SECONDS = 0.5
+BYTES_A_UNIT = 20
+"""What an answer costs, by what is sent: executing takes about as long."""
+T = TypeVar("T")
+Key = tuple[tuple[str, str | None, bytes], Viewer]
+
+
+class Hub:
+    """`subscribers` are those who have joined a group."""
+
+    def __init__(self, rt: Runtime, guard: Guard) -> None:
+        self.rt = rt
+        self.position = 0
+        self._guard = guard
+        self._groups: dict[Key, Group] = {}
+        self._by_job: defaultdict[UUID | None, set[Group]] = defaultdict(set)
+        self._joined: dict[Subscriber, Group] = {}
+        self._listening = ExitStack()
+        self._replays = asyncio.Semaphore(REPLAYS)
+        rt.telemetry.subscribers.set_function(lambda: self.subscribers)
+
+    @property
+    def subscribers(self) -> int:
+        return len(self._joined)
+
+    @property
+    def groups(self) -> int:
+        """How many executions an event takes that concerns everybody, at most."""
+        return len(self._groups)
+
+    async def run(self, asked: Asked, viewer: Viewer, subscriber: Subscriber) -> None:
+        """Send the results of any operation; a subscription goes on until it is cancelled.
+
+        Raises `NotExecuted`, also of what ends a subscription, and `ConnectionError`.
+        """
+        enquiry = Enquiry(self.rt, viewer)
+        async with aclosing(results.stream(self._guard, enquiry, asked)) as payloads:
+            async for payload in payloads:
+                await subscriber.send(payload)
+        if enquiry.asked is None:
+            return
+        sharable = Sharable(self._guard.text(asked), asked.variables, asked.operation_name)
+        try:
+            ended_by = await self._listen(sharable, *enquiry.asked, subscriber)
+        except ConnectionError:
+            raise
+        except Exception as error:
+            raise NotExecuted([shown_failure(error)]) from error
+        raise NotExecuted([ended_by])
+
+    async def _listen(
+        self, asked: Sharable, question: Question, telling: Telling, subscriber: Subscriber
+    ) -> GraphQLError:
+        """Bring the subscriber up to the present, then tell them; returns what ends it."""
+        try:
+            with self._group(asked, question, telling) as group:
+                await self._replay(group, question, subscriber)
+                ended = group.join(subscriber, question.viewer.budget)
+                self._joined[subscriber] = group
+            return await ended
+        finally:
+            self.leave(subscriber)
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Tell the subscriber nothing more."""
+        group = self._joined.pop(subscriber, None)
+        if group is not None:
+            group.members.pop(subscriber)
+            self._tidy(group)
+
+    @contextmanager
+    def _group(self, asked: Sharable, question: Question, telling: Telling) -> Generator[Group]:
+        """The group of all who ask so; it is kept at least as long as somebody is to join it."""
+        shared = self._guard.schema.shared_variables(asked)
+        key = asked.key(shared), question.viewer.scope
+        group = self._groups.get(key) or self._new_group(key, asked, question, telling)
+        group.joining += 1
+        try:
+            yield group
+        finally:
+            group.joining -= 1
+            self._tidy(group)
+
+    def _new_group(self, key: Key, asked: Sharable, question: Question, telling: Telling) -> Group:
+        if not self._groups:
+            self.position = self.rt.events.position
+            self._listening.enter_context(self.rt.events.watching(self._dispatch))
+        selection = Selection(self._guard.schema.executor(asked), telling)
+        group = self._groups[key] = Group(self, key, question, selection)
+        self._by_job[question.job_id].add(group)
+        return group
+
+    def _tidy(self, group: Group) -> None:
+        if group.members or group.joining:
+            return
+        group.stop()
+        del self._groups[group.key]
+        of_job = self._by_job[group.question.job_id]
+        of_job.discard(group)
+        if not of_job:
+            del self._by_job[group.question.job_id]
+        if not self._groups:
+            self._listening.close()
+
+    def _dispatch(self) -> None:
+        """Set those groups to work that the newest entries may concern."""
+        before, self.position = self.position, self.rt.events.position
+        rows = self.rt.events.recent(before, self.position)
+        for group in self._groups.values() if rows is None else self._near(rows):
+            if rows is None or any(map(group.question.wants, rows)):
+                group.wake(before)
+
+    def _near(self, rows: Sequence[JobLog]) -> list[Group]:
+        """The groups of these entries' jobs, and those of all jobs."""
+        jobs: set[UUID | None] = {None, *(row.job_id for row in rows)}
+        return [group for job_id in jobs for group in self._by_job.get(job_id, ())]
+
+    async def _replay(self, group: Group, question: Question, subscriber: Subscriber) -> None:
+        """Tell the subscriber all that the group was told."""
+        follower = Follower(self.rt.events, question)
+        await patiently(self.rt.events.complete_until)  # else caughtUp would come too early
+        snapshot = await self._in_turn(follower.begin)
+        await group.past(follower.base - 1)
+        tell = partial(self._tell, group, subscriber, question.viewer.budget)
+        await tell(snapshot)
+        while True:
+            batch = await self._in_turn(partial(follower.step, lambda: group.position))
+            await tell(batch)
+            if follower.is_at(group.position):
+                return
+            if follower.position >= group.position:
+                await group.past(max(group.position, follower.position - 1))
+
+    async def _tell(
+        self, group: Group, subscriber: Subscriber, budget: str, batch: Batch | None
+    ) -> None:
+        """Tell one subscriber, at their pace, and no faster than their budget comes back."""
+        if batch is None:
+            return
+        answers = await self._in_turn(partial(group.answers, batch))
+        while True:
+            try:
+                charge(self.rt, budget, answers)
+                break
+            except RateLimited as error:
+                await asyncio.sleep(error.retry_after)
+        for messages in parts(answers):
+            if subscriber.tell(messages):
+                self.rt.telemetry.frames.inc(messages.count)
+            await subscriber.ready()
+
+    async def _in_turn(self, do: Callable[[], Awaitable[T]]) -> T:
+        """What `do` makes, once the database answers; not for too many listeners at once."""
+        async with self._replays:
+            return await patiently(do)
+
+
+class Group:
+    """Subscribers who are told the same. All up to `position` was told to its members."""
+
+    def __init__(self, hub: Hub, key: Key, question: Question, selection: Selection) -> None:
+        self.key = key
+        self.question = replace(question, viewer=key[1], after=None, snapshot=False)
+        self.members: dict[Subscriber, Membership] = {}
+        self.joining = 0
+        self._hub = hub
+        self._selection = selection
+        self._taken = 0
+        self._moved = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def position(self) -> int:
+        """While it does nothing, there is nothing for it in all that the hub has seen."""
+        return self._hub.position if self._task is None else self._taken
+
+    def join(self, subscriber: Subscriber, budget: str) -> asyncio.Future[GraphQLError]:
+        """Tell them from now on; it ends with an error."""
+        ended = asyncio.get_running_loop().create_future()
+        self.members[subscriber] = Membership(ended, budget)
+        return ended
+
+    def wake(self, before: int) -> None:
+        """There is something after the position `before`."""
+        if self._task is None:
+            self._taken = before
+            self._task = asyncio.create_task(self._work())
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def past(self, position: int) -> None:
+        """Return when it has taken entries beyond `position`."""
+        while self.position <= position:
+            if self._task is None:
+                await self._hub.rt.events.past(position)
+            else:
+                await self._moved.wait()
+
+    async def answers(self, batch: Batch) -> list[bytes]:
+        """What a batch is told in, encoded. Raises `Unavailable`."""
+        context = Context(self._hub.rt, self.question.viewer)  # whose loaders read anew
+        return [encoded(each) for each in await self._selection.results(context, batch)]
+
+    async def _work(self) -> None:
+        try:
+            while self._taken < self._hub.position:
+                await self._take()
+        except Exception as error:  # noqa: BLE001 - logged where it is made presentable
+            self._fail(error)
+        finally:
+            self._task = None
+            self._move()
+
+    def _move(self) -> None:
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def _take(self) -> None:
+        """Tell the members of the next entries; who joins from now on has been told of them."""
+        page = await patiently(self._page)
+        self._taken = page.end
+        self._move()
+        members = list(self.members)
+        if members:
+            answers = await patiently(partial(self._told, page))
+            self._charge(answers)
+            for messages in parts(answers):
+                self._tell(members, messages)
+                await asyncio.sleep(0)  # lets the sockets send
+
+    async def _page(self) -> Page:
+        until = self._hub.position
+        rows = self._hub.rt.events.recent(self._taken, until) if self.members else ()
+        if rows is None:
+            return await self.question.page(self._taken, until)
+        return Page(list(rows), until)
+
+    async def _told(self, page: Page) -> list[bytes]:
+        told = await self.question.pick(page.rows)
+        if not told:
+            return []
+        return await self.answers(Batch(page.end, told, caught_up=page.end >= self._hub.position))
+
+    def _tell(self, members: Sequence[Subscriber], messages: Messages) -> None:
+        told = sum(each.tell(messages) for each in members if each in self.members)
+        self._hub.rt.telemetry.frames.inc(told * messages.count)
+
+    def _charge(self, answers: Sequence[bytes]) -> None:
+        """Each budget pays once, as if nobody else listened; where it is empty, that is the end."""
+        for budget in {each.budget for each in self.members.values()}:
+            try:
+                charge(self._hub.rt, budget, answers)
+            except RateLimited as error:
+                self._fail(error, budget)
+
+    def _fail(self, error: Exception, budget: str | None = None) -> None:
+        """End what the members ask for, or those of them who have this budget."""
+        told = shown_failure(error)
+        for each, membership in list(self.members.items()):
+            if budget in (None, membership.budget):
+                membership.end(told)
+                self._hub.leave(each)
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """How a subscriber hears of the end, and who pays for what they are told."""
+
+    ended: asyncio.Future[GraphQLError]
+    budget: str
+
+    def end(self, error: GraphQLError) -> None:
+        if not self.ended.done():
+            self.ended.set_result(error)
+
+
+def charge(rt: Runtime, budget: str, answers: Sequence[bytes]) -> None:
+    """What it cost to make these answers, or all that a budget holds; raises `RateLimited`."""
+    units = sum(OPERATION + len(each) // BYTES_A_UNIT for each in answers)
+    rt.rates.charge(budget, min(units, rt.rates.burst))
+
+
+async def patiently(do: Callable[[], Awaitable[T]]) -> T:
+    """What `do` makes, tried again while the database is away."""
+    while True:
+        try:
+            return await do()
+        except (Unavailable, DatabaseUnavailable):
+            await asyncio.sleep(RETRY_SECONDS)
