@@ -430,7 +430,7 @@ async def test_what_is_done_by_mutations_to_keys_is_told(rt: Runtime) -> None:
 
 
 async def test_what_is_done_to_webhooks_is_told_without_secrets(rt: Runtime) -> None:
-    url = "http://me:hush@127.0.0.1:9/hush?token=hush"
+    url = "http://127.0.0.1:9/hush?token=hush"
     hook = await make_hook(rt, url, types=["NOTE"])
     change: dict[str, Any] = {"id": hook.id, "url": url + "2", "types": ["VERDICT"]}
     change |= {"where": {"name": {"eq": "A job"}}, "enabled": False}
