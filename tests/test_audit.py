@@ -457,7 +457,7 @@ async def test_what_is_done_to_webhooks_is_told_without_secrets(rt: Runtime) -> 
             "webhook.changed",
             {
                 "types": {"from": ["NOTE"], "to": ["VERDICT"]},
-                "where": {"from": None, "to": {"name": {"eq": "A job"}}},
+                "where": {"from": None, "to": {"name": {"eq": "A job", "ignore_case": True}}},
                 "enabled": {"from": True, "to": False},
                 "url": {"from": server, "to": server},
             },
