@@ -33,13 +33,14 @@ import orjson
 import uvloop
 from aiohttp import web
 
-from models import Job, JobLog, statements
+from models import Job, JobLog
 from models.job_log import JobLogType
 from resolvers.context import Context
 from services import jobs, log
 from services.actors import LOCAL_ADMIN, Viewer
 from services.jobs import CreateJob
 from services.listening import Batch, Question
+from services.transactions import unannounced
 from signoff import logs, results
 from signoff.app import RUNTIME, VIEW, create_app
 from signoff.asked import Asked
@@ -124,9 +125,9 @@ async def publish(
     assert job
     began, spent, events, before = time.perf_counter(), time.process_time(), 0, tally.written
     while time.perf_counter() - began < seconds:
-        entry = log.entry(job, JobLogType.STATUS_CHANGE, LOCAL_ADMIN, payload=MOVE)
-        write = statements.insert(JobLog, *[entry] * burst)
-        await statements.database().execute_batch([write])
+        async with unannounced():
+            for _ in range(burst):
+                log.append(job, JobLogType.STATUS_CHANGE, LOCAL_ADMIN, payload=MOVE)
         if kind == "plain":
             rows = await JobLog.all().order_by("-seq").limit(burst)
             told = [(row, await Job.get(id=job.id)) for row in reversed(rows)]

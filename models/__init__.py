@@ -1,10 +1,11 @@
 """Tortoise tables. The innermost layer: imports nothing of ours."""
 
-from models import jsontext, statements
+from models import hashes, jsontext, statements
 from models.agent import Agent, AgentAvailability
 from models.agent_gate import AgentGate
 from models.api_key import ApiKey, Role
 from models.attempt import Attempt, AttemptState
+from models.audit_entry import AuditEntry
 from models.criteria_set import CriteriaSet
 from models.idempotency_key import IdempotencyKey
 from models.job import (
@@ -39,6 +40,7 @@ __all__ = [
     "ApiKey",
     "Attempt",
     "AttemptState",
+    "AuditEntry",
     "CompletionMode",
     "CriteriaSet",
     "CriterionKind",
@@ -67,6 +69,7 @@ __all__ = [
     "WebhookDeliveryState",
     "Worker",
     "Workspace",
+    "hashes",
     "jsontext",
     "statements",
 ]

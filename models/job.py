@@ -96,6 +96,7 @@ class Job(Table):
     `first_attempt` is the first of the attempts that one request for an execution led to,
     `agent_attempts` are those of them that its present agent had, and `fallbacks_used` says
     how far down the ladder of agents they came. Costs are in millionths of a dollar.
+    `log_head` is the hash of the job's newest log entry.
     """
 
     name = fields.CharField(max_length=200)
@@ -141,6 +142,7 @@ class Job(Table):
     agent_attempts = fields.IntField(default=0)
     fallbacks_used = fields.IntField(default=0)
     version = fields.IntField(default=1)
+    log_head = fields.CharField(max_length=64, default="")
     created_by_kind = fields.CharEnumField(ActorKind, max_length=16, description="ActorKind")
     created_by_id = fields.CharField(max_length=200)
     created_by_name = fields.CharField(max_length=200)

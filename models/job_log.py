@@ -28,7 +28,10 @@ class JobLogType(StrEnum):
 
 
 class JobLog(Model):
-    """One entry of the append-only log; its key is the position in the event stream."""
+    """One entry of the append-only log; its key is the position in the event stream.
+
+    `hash` is over all that it says and over the hash of the job's entry before it.
+    """
 
     seq: fields.Field[int] = fields.BigIntField(primary_key=True)
     type = fields.CharEnumField(JobLogType, max_length=24, description="JobLogType")
@@ -41,6 +44,7 @@ class JobLog(Model):
     actor_name = fields.CharField(max_length=200)
     created_at = InstantField(default=now)
     workspace_id = fields.IntField(default=DEFAULT_WORKSPACE)
+    hash = fields.CharField(max_length=64, default="")
 
     job: fields.ForeignKeyRelation[Job] = fields.ForeignKeyField(
         "models.Job", related_name=False, on_delete=fields.RESTRICT

@@ -8,12 +8,14 @@ from tortoise.models import Model
 class PrunedLog(Model):
     """The stretch of the log in which retention removed a job's entries.
 
-    Kept for good, so that who resumes from before it can be told.
+    Kept for good, so that who resumes from before it can be told. `head` is the hash of the last
+    of them, which what came after follows from.
     """
 
     job_id = fields.UUIDField(primary_key=True)
     from_seq: fields.Field[int] = fields.BigIntField()
     until_seq: fields.Field[int] = fields.BigIntField()
+    head = fields.CharField(max_length=64, default="")
 
     class Meta(Model.Meta):
         table = "pruned_logs"

@@ -10,10 +10,14 @@ DEFAULT_WORKSPACE = 1
 
 
 class Workspace(Model):
-    """Whose jobs, agents and keys belong together, and nobody else sees; never deleted."""
+    """Whose jobs, agents and keys belong together, and nobody else sees; never deleted.
+
+    `log_head` is the hash of its newest audit entry.
+    """
 
     id = fields.IntField(primary_key=True)
     name = fields.CharField(max_length=200, unique=True)
+    log_head = fields.CharField(max_length=64, default="")
     created_at = InstantField(default=now)
 
     class Meta(Model.Meta):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import strawberry
 
-from resolvers import agents, jobs, keys, logs, nodes, webhooks
+from resolvers import agents, audit, jobs, keys, logs, nodes, webhooks
 from resolvers.context import Info
 from schema.connections import Connection, connection
 from schema.enums import JobLogType
@@ -11,6 +11,7 @@ from schema.scalars import EventCursor
 from schema.types.actor import Viewer
 from schema.types.agent import Agent
 from schema.types.api_key import ApiKey
+from schema.types.audit import AuditEntry, AuditVerification
 from schema.types.job import Job
 from schema.types.job_log import JobLog
 from schema.types.node import Node
@@ -81,6 +82,31 @@ class Query:
     ) -> Connection[Agent]:
         window = Window(first, after, last, before)
         return connection(await agents.page(info, where, window), Agent.of)
+
+    @strawberry.field(
+        extensions=[ADMINS],
+        description="What was done in the caller's workspace that belongs to no job, newest first.",
+    )
+    async def audit_entries(
+        self,
+        info: Info,
+        first: int | None = None,
+        after: str | None = None,
+        last: int | None = None,
+        before: str | None = None,
+    ) -> Connection[AuditEntry]:
+        window = Window(first, after, last, before)
+        return connection(await audit.page(info, window), AuditEntry.of)
+
+    @strawberry.field(
+        extensions=[VIEWERS],
+        description="Whether a job's log is as it was written; without an id those of all jobs "
+        "of the workspace and its audit log, for admins.",
+    )
+    async def verify_audit(
+        self, info: Info, job_id: strawberry.ID | None = None
+    ) -> AuditVerification:
+        return AuditVerification.of(await audit.verify(info, job_id))
 
     @strawberry.field(extensions=[MEMBERS], description="Of the caller, or anybody's for admins.")
     async def webhook(self, info: Info, id: strawberry.ID) -> Webhook | None:

@@ -14,7 +14,7 @@ from tortoise.exceptions import IntegrityError
 
 from models import Agent, AgentAvailability, jsontext, statements
 from models.base import uuid7
-from services import agent_http, json_schemas, timers
+from services import agent_changes, agent_http, json_schemas, timers
 from services.actors import Viewer
 from services.agent_http import Accepted, AgentCallFailed, AgentRequest
 from services.agent_http.usage import micros
@@ -200,6 +200,7 @@ async def _save(rt: Runtime, viewer: Viewer, command: SaveAgent) -> Saved:
         columns.setdefault("signing_secret_sealed", rt.vault.seal(secret))
         made = Agent(workspace_id=viewer.workspace_id, **columns)
         current().insert(made)
+        await agent_changes.tell(viewer, "agent.made", made, columns, new=True)
         return Saved(made, None if command.secret else secret)
     agent = await changeable(viewer, command.id)
     if command.expected_version not in (None, agent.version):
@@ -208,6 +209,7 @@ async def _save(rt: Runtime, viewer: Viewer, command: SaveAgent) -> Saved:
             "expectedVersion",
             message=f"the agent has changed: it is at version {agent.version}",
         )
+    await agent_changes.tell(viewer, "agent.changed", agent, columns)
     _change(agent, columns)
     return Saved(agent, None)
 
@@ -270,7 +272,9 @@ async def set_availability(
 ) -> Agent:
     """Raises `NotFound` or `Forbidden`."""
     agent = await changeable(viewer, agent_id)
-    _change(agent, {"availability": availability})
+    changes = {"availability": availability}
+    await agent_changes.tell(viewer, "agent.availability_set", agent, changes)
+    _change(agent, changes)
     return agent
 
 

@@ -70,15 +70,13 @@ def milliseconds(this: Run) -> int:
 
 def tell(this: Run, type: JobLogType, message: str, payload: Any) -> None:
     log.append(
-        log.entry(
-            this.job,
-            type,
-            SYSTEM,
-            message=message,
-            payload=payload,
-            attempt_id=this.attempt.id,
-            agent_id=this.agent.id,
-        )
+        this.job,
+        type,
+        SYSTEM,
+        message=message,
+        payload=payload,
+        attempt_id=this.attempt.id,
+        agent_id=this.agent.id,
     )
 
 

@@ -20,7 +20,7 @@ import structlog
 
 from models import Agent, AgentGate, Webhook, statements
 from models.statements import Statement
-from services import agents, queue
+from services import agents, audit, queue
 from services.actors import Viewer
 from services.agent_http import AgentCallFailed, AgentFault
 from services.attempts import Run
@@ -182,6 +182,10 @@ def _named(agent: Agent) -> dict[str, str]:
 async def reset(rt: Runtime, viewer: Viewer, agent_id: UUID) -> Agent:
     """Close a circuit by hand. Raises `NotFound` and `Forbidden`."""
     agent = await agents.changeable(viewer, agent_id)
-    if await statements.fetch(AgentGate, agent_id=agent_id) is not None:
+    gate = await statements.fetch(AgentGate, agent_id=agent_id)
+    if gate is not None:
         _close(rt, agent, "an admin closed it", was_open=True)
+    before = {"failures": gate.failures if gate else 0, "openUntil": gate and gate.open_until}
+    changes = audit.between(before, {"failures": 0, "openUntil": None})
+    await audit.record(viewer, "agent.circuit_reset", public_id("agent", agent_id), changes)
     return agent

@@ -183,14 +183,12 @@ async def review(rt: Runtime, viewer: Viewer, command: Review) -> Job:
             "completion_mode": CompletionMode.REVIEWED,
         }
     log.append(
-        log.entry(
-            job,
-            JobLogType.REVIEW,
-            viewer,
-            message=command.reason,
-            payload={"outcome": command.outcome},
-            attempt_id=attempt.id,
-        )
+        job,
+        JobLogType.REVIEW,
+        viewer,
+        message=command.reason,
+        payload={"outcome": command.outcome},
+        attempt_id=attempt.id,
     )
     reason = StatusReason.REVIEW_APPROVED if passed else StatusReason.REVIEW_REJECTED
     rejected = Failure(reason, command.reason, retryable=True, may_have_executed=True)

@@ -40,6 +40,7 @@ from services import (
 )
 from services.actors import Viewer
 from services.budgets import BudgetDraft
+from services.chain import Entry
 from services.criteria import Checklist, CriteriaDraft
 from services.dependencies import Dependencies
 from services.errors import Forbidden, NotFound
@@ -180,7 +181,7 @@ async def _create(
         created_by_id=viewer.id,
         created_by_name=viewer.name,
     )
-    current().insert(job)
+    current().insert_job(job)
     _write_criteria(job, checklist)
     _write_tags(job, command.tags)
     dependencies.write(job, command.depends_on)
@@ -294,19 +295,13 @@ async def add_note(rt: Runtime, viewer: Viewer, job_id: UUID, message: Reason) -
         raise Forbidden("Only the owner or an admin may add notes to this job.")
     if why := rules.out_of_scope(job, viewer):
         raise Forbidden(why)
-    return await JobLog.get(seq=await _write_note(rt, viewer, job, message))
+    written = await _write_note(rt, viewer, job, message)
+    return await JobLog.filter(job_id=job.id, hash=written["hash"]).order_by("-seq").limit(1).get()
 
 
-async def _write_note(rt: Runtime, viewer: Viewer, job: Job, message: str) -> int:
-    written: list[int] = []
-
-    @atomic
-    async def write(rt: Runtime) -> None:
-        entry = log.entry(job, JobLogType.NOTE, viewer, message=message)
-        current().insert_numbered(entry, written.append)
-
-    await write(rt)
-    return written[0]
+@atomic
+async def _write_note(rt: Runtime, viewer: Viewer, job: Job, message: str) -> Entry:
+    return log.append(job, JobLogType.NOTE, viewer, message=message)
 
 
 async def get(viewer: Viewer, job_id: UUID) -> Job:

@@ -7,20 +7,21 @@ import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import structlog
 from pydantic import AfterValidator, Field
 
 from models import DEFAULT_WORKSPACE, ActorKind, Agent, ApiKey, Role, jsontext, statements
-from services.actors import RESERVED_NAMES, TOKEN_PREFIX, Viewer
+from services import audit
+from services.actors import RESERVED_NAMES, SYSTEM, TOKEN_PREFIX, Actor, Viewer
 from services.errors import Forbidden, InvalidInput, NotFound, Problem, Unauthenticated
 from services.paging import Page, Window, fetch
 from services.plans import Moment
 from services.reading import NEWEST
 from services.runtime import Runtime
-from services.transactions import atomic, current
+from services.transactions import atomic, current, unannounced
 from services.values import STORABLE, AgentId, Command, public_id
 
 logger = structlog.get_logger(__name__)
@@ -87,6 +88,7 @@ async def create(
     expires_at: datetime | None = None,
     agents: Sequence[UUID] | None = None,
     owners: Sequence[str] | None = None,
+    by: Actor = SYSTEM,
 ) -> tuple[ApiKey, str]:
     """A key made on the server itself, and its text. Raises `InvalidInput`.
 
@@ -96,7 +98,8 @@ async def create(
         _check_name(who)
     await _check_agents(workspace_id, agents or ())
     made = _made(workspace_id, name, role, expires_at, agents, owners)
-    await made.key.save(force_create=True)
+    async with unannounced():
+        await _write(made.key, by)
     return made.key, made.text
 
 
@@ -127,9 +130,27 @@ async def _issue(rt: Runtime, viewer: Viewer, command: CreateApiKey) -> Made:
         command.agent_ids,
         command.owners,
     )
-    current().insert(made.key)
+    await _write(made.key, viewer.actor)
     logger.info("key made", prefix=made.key.prefix, user=made.key.name, by=viewer.id)
     return made
+
+
+async def _write(key: ApiKey, by: Actor) -> None:
+    current().insert(key)
+    told: dict[str, Any] = {
+        "name": key.name,
+        "role": key.role,
+        "prefix": key.prefix,
+        "expiresAt": key.expires_at,
+        "agentIds": key.agents_json and _public(key.agents_json),
+        "owners": key.owners_json and jsontext.loads(key.owners_json),
+    }
+    changes = audit.between({}, told)
+    await audit.append(by, key.workspace_id, "key.made", public_id("key", key.id), changes)
+
+
+def _public(agents_json: str) -> list[str]:
+    return [public_id("agent", UUID(each)) for each in jsontext.loads(agents_json)]
 
 
 def demand_unscoped(viewer: Viewer) -> None:
@@ -200,11 +221,20 @@ async def page(viewer: Viewer, window: Window) -> Page[ApiKey]:
     return await fetch(ApiKey.filter(workspace_id=viewer.workspace_id), NEWEST, window)
 
 
-async def revoke(prefix: str) -> list[ApiKey]:
+async def revoke(prefix: str, by: Actor = SYSTEM) -> list[ApiKey]:
     """Revoke the key that starts so; returns what was revoked."""
     found = await ApiKey.filter(prefix=prefix, revoked_at=None)
-    await ApiKey.filter(prefix=prefix, revoked_at=None).update(revoked_at=datetime.now(UTC))
+    async with unannounced():
+        for key in found:
+            await _revoke(key, by)
     return found
+
+
+async def _revoke(key: ApiKey, by: Actor) -> None:
+    key.revoked_at = datetime.now(UTC)
+    current().update(ApiKey, {"id": key.id}, {"revoked_at": key.revoked_at})
+    told = audit.between({}, {"name": key.name, "prefix": key.prefix, "revokedAt": key.revoked_at})
+    await audit.append(by, key.workspace_id, "key.revoked", public_id("key", key.id), told)
 
 
 @atomic
@@ -215,8 +245,7 @@ async def withdraw(rt: Runtime, viewer: Viewer, key_id: UUID) -> ApiKey:
     if key is None or key.workspace_id != viewer.workspace_id:
         raise NotFound(public_id("key", key_id))
     if key.revoked_at is None:
-        key.revoked_at = datetime.now(UTC)
-        current().update(ApiKey, {"id": key.id}, {"revoked_at": key.revoked_at})
+        await _revoke(key, viewer.actor)
         logger.info("key revoked", prefix=key.prefix, user=key.name, by=viewer.id)
     return key
 

@@ -78,9 +78,8 @@ async def move(
     if armed is not job.armed:
         changes.setdefault("armed", armed)
     changes["version"] = job.version + 1
-    current().swap(
-        Job,
-        {"id": job.id, "status": source, "version": job.version},
+    current().move(
+        job,
         changes,
         partial(_refuse_late, job.id, job.version, event, by, agent),
     )
@@ -174,8 +173,7 @@ def log_status(
     if event is Event.FORCE_COMPLETE and changed and "result_json" in changed:
         told |= _result(changed["result_json"])
     told |= more or {}
-    entry = log.entry(job, type, by, message=message, payload=told, attempt_id=attempt_id)
-    log.append(entry)
+    log.append(job, type, by, message=message, payload=told, attempt_id=attempt_id)
 
 
 def _changes(job: Job, changed: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -8,18 +8,14 @@ from uuid import UUID
 
 from models import Job, JobLogType, jsontext
 from services.actors import Actor, Viewer
-from services.transactions import Entry, current
+from services.chain import Entry
+from services.transactions import current
 from services.values import storable
 
 MAX_PAYLOAD_BYTES = 65_536
 
 
-def append(entry: Entry) -> None:
-    """Write `entry` in the transaction under way."""
-    current().entries.append(entry)
-
-
-def entry(
+def append(
     job: Job,
     type: JobLogType,
     by: Actor | Viewer,
@@ -29,12 +25,12 @@ def entry(
     attempt_id: UUID | None = None,
     agent_id: UUID | None = None,
 ) -> Entry:
-    """One entry, not written yet; `agent_id` where it is not the job's agent.
+    """Write an entry in the transaction under way; `agent_id` where it is not the job's agent.
 
     A payload over 64 KiB of JSON is cut to its beginning and says so.
     """
-    payload_json, truncated = _bounded(payload)
-    return {
+    payload_json, truncated = bounded(payload)
+    entry = {
         "job_id": job.id,
         "type": type,
         "status": job.status,
@@ -48,10 +44,14 @@ def entry(
         "actor_id": by.id,
         "actor_name": by.name,
         "created_at": datetime.now(UTC),
+        "hash": "",
     }
+    current().log(job, entry)
+    return entry
 
 
-def _bounded(payload: Any) -> tuple[str | None, bool]:
+def bounded(payload: Any) -> tuple[str | None, bool]:
+    """Its JSON, cut to its beginning if it is too long, and whether it was."""
     if payload is None:
         return None, False
     text = jsontext.dumps(payload)

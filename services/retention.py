@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
@@ -9,65 +10,106 @@ from uuid import UUID
 
 from tortoise.functions import Count, Max, Min
 
-from models import JobLog, statements
+from models import Job, JobLog
 from models.statements import Statement
+from services import audit, verification
+from services.actors import SYSTEM, Actor
+from services.transactions import current, unannounced
+from services.values import public_id
 
 CHUNK = 100
 """Jobs whose entries go in one transaction: a writer waits for it on SQLite."""
-ARCHIVED = 'EXISTS (SELECT 1 FROM "jobs" WHERE "id" = $1 AND "archived_at" IS NOT NULL)'
-REMEMBER = f"""
-INSERT INTO "pruned_logs" ("job_id", "from_seq", "until_seq")
-SELECT "id", $2, $3 FROM "jobs" WHERE "id" = $1 AND {ARCHIVED}
-ON CONFLICT ("job_id") DO UPDATE SET "until_seq" = excluded."until_seq"
-"""  # noqa: S608 - made of constants
-REMOVE = f'DELETE FROM "job_logs" WHERE "job_id" = $1 AND "seq" <= $2 AND {ARCHIVED}'  # noqa: S608
+REMEMBER = """
+INSERT INTO "pruned_logs" ("job_id", "from_seq", "until_seq", "head") VALUES ($1, $2, $3, $4)
+ON CONFLICT ("job_id") DO UPDATE SET "until_seq" = excluded."until_seq", "head" = excluded."head"
+WHERE "pruned_logs"."until_seq" < excluded."until_seq"
+"""
+REMOVE = 'DELETE FROM "job_logs" WHERE "job_id" = $1 AND "seq" <= $2'
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pruned:
-    jobs: int
-    entries: int
+    """`broken` are jobs that keep their logs, which are not as they were written."""
+
+    jobs: int = 0
+    entries: int = 0
+    broken: int = 0
 
 
-async def prune(before: datetime) -> Pruned:
+class _Overtaken(Exception):
+    """A job was changed meanwhile."""
+
+
+async def prune(before: datetime, by: Actor = SYSTEM) -> Pruned:
     """Remove all entries of the jobs that were archived before then.
 
-    The jobs themselves stay, with their attempts and verdicts.
+    The jobs themselves stay, with their attempts and verdicts. What is removed is told in the
+    audit log; a broken chain stays, since nobody could tell of it any more.
     """
-    jobs = entries = 0
-    while stretches := await _removable(before):
-        writes = [each for stretch in stretches for each in _removal(stretch)]
-        await statements.database().execute_batch(writes)
-        jobs += len(stretches)
-        entries += sum(stretch.entries for stretch in stretches)
-    return Pruned(jobs, entries)
+    total, after = Pruned(), UUID(int=0)
+    while stretches := await _removable(before, after):
+        sound = [each for each in stretches if await _is_sound(each)]
+        try:
+            await _remove(sound, by)
+        except _Overtaken:  # what may still go is read anew
+            continue
+        after = stretches[-1].job.id
+        total.jobs += len(sound)
+        total.entries += sum(each.entries for each in sound)
+        total.broken += len(stretches) - len(sound)
+    return total
 
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """Where the entries of a job stand, and how many there are."""
+    """Where the entries of a job stand, how many there are, and the hash of the last."""
 
-    job_id: UUID
+    job: Job
     first: int
     last: int
     entries: int
+    head: str
 
 
-async def _removable(before: datetime) -> list[_Stretch]:
-    """Some of the jobs that have entries to remove."""
+async def _removable(before: datetime, after: UUID) -> list[_Stretch]:
+    """Some of the jobs that have entries to remove, by their ids."""
     found = (
-        JobLog.filter(job__archived_at__lt=before)
+        JobLog.filter(job__archived_at__lt=before, job_id__gt=after)
         .annotate(first=Min("seq"), last=Max("seq"), entries=Count("seq"))
         .group_by("job_id")
+        .order_by("job_id")
         .limit(CHUNK)
     )
     rows = await found.values_list("job_id", "first", "last", "entries")
-    return [_Stretch(*cast("tuple[UUID, int, int, int]", row)) for row in rows]
+    stood = [cast("tuple[UUID, int, int, int]", row) for row in rows]
+    jobs = await Job.in_bulk([job_id for job_id, *_ in stood], "id")
+    ends = await JobLog.in_bulk([last for _, _, last, _ in stood], "seq")
+    return [
+        _Stretch(jobs[job_id], first, last, entries, ends[last].hash)
+        for job_id, first, last, entries in stood
+        if last in ends  # another process removes them too
+    ]
 
 
-def _removal(stretch: _Stretch) -> tuple[Statement, Statement]:
-    id, first, last = str(stretch.job_id), stretch.first, stretch.last
-    return (
-        Statement(REMEMBER, [id, first, last], "pruned_logs"),
-        Statement(REMOVE, [id, last], "job_logs"),
-    )
+async def _is_sound(stretch: _Stretch) -> bool:
+    return (await verification.of_log(stretch.job)).ok
+
+
+async def _remove(stretches: Sequence[_Stretch], by: Actor) -> None:
+    """Raises `_Overtaken` if a job is not the archived one any more that was read."""
+
+    async def overtaken() -> None:
+        raise _Overtaken
+
+    async with unannounced():
+        for each in stretches:
+            job, seen = each.job, {"version": each.job.version}
+            current().swap(Job, {"id": job.id} | seen, seen, overtaken)
+            id = str(job.id)
+            remember = Statement(REMEMBER, [id, each.first, each.last, each.head], "pruned_logs")
+            current().writes.append(remember)
+            current().writes.append(Statement(REMOVE, [id, each.last], "job_logs"))
+            told = audit.between({}, {"untilSeq": each.last, "headHash": each.head})
+            told["entries"] = audit.change(each.entries, 0)
+            subject = public_id("job", job.id)
+            await audit.append(by, job.workspace_id, audit.PRUNED, subject, told)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,9 +25,10 @@ import structlog
 from tortoise.exceptions import IntegrityError
 from tortoise.models import Model
 
-from models import Job, JobLog, QueueEntry, QueueState, statements
+from models import AuditEntry, Job, JobLog, QueueEntry, QueueState, Workspace, statements
 from models.statements import GuardMissed, Statement, Unavailable
 from services import engine, queue
+from services.chain import Chain, Entry
 from services.engine import Key
 from services.errors import DatabaseUnavailable
 from services.runtime import Runtime
@@ -37,10 +39,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Otherwise = Callable[[], Awaitable[None]]
-Entry = dict[str, Any]
-"""The columns of an entry of the log."""
 
-
+CATCH_UPS = 50
+"""Tries to write behind what others write to the same log; each time one of them got through."""
+CATCH_UP_SECONDS = 0.05
 PATIENCE_SECONDS = 3.0
 """How long a caller waits for a database that does not answer; executions wait on."""
 PAUSE_SECONDS = 0.2
@@ -49,10 +51,14 @@ DRAIN_SECONDS = 1.0
 
 @dataclass(slots=True)
 class Transaction:
-    """What will be written: `writes` in their order, then `entries` of the log."""
+    """What will be written: `writes` in their order, then the entries of `chains`."""
 
     writes: list[Statement] = field(default_factory=list[Statement])
-    entries: list[Entry] = field(default_factory=list[Entry])
+    chains: list[Chain] = field(default_factory=list[Chain])
+    _carriers: dict[int, Chain] = field(default_factory=dict[int, Chain])
+    _logged: dict[type[JobLog | AuditEntry], int] = field(
+        default_factory=dict[type[JobLog | AuditEntry], int]
+    )
     _guards: dict[int, Otherwise] = field(default_factory=dict[int, Otherwise])
     _returned: dict[int, Callable[[Any], None]] = field(
         default_factory=dict[int, Callable[[Any], None]]
@@ -95,10 +101,27 @@ class Transaction:
             self._proof = self._proof or (type(rows[0]), {"id": rows[0].pk})
             self.writes.append(statements.insert(type(rows[0]), *given))
 
-    def insert_numbered(self, entry: Entry, take: Callable[[int], None]) -> None:
-        """An entry of the log; `take` gets its position after the commit."""
-        self._returned[len(self.writes)] = take
-        self.writes.append(statements.insert(JobLog, entry, returning="seq"))
+    def insert_job(self, job: Job) -> None:
+        """A new job, whose log begins in this transaction."""
+        self.insert(job)
+        chain = self._chain(job)
+        chain.carrier = self.writes[-1]
+        chain.place = statements.attributes(Job).index("log_head")
+
+    def log(self, owner: Job | Workspace, entry: Entry) -> None:
+        """An entry of the log of `owner`, which was read; it is written last.
+
+        That others wrote to the same log meanwhile undoes nothing.
+        """
+        self._chain(owner).entries.append(entry)
+
+    def _chain(self, owner: Job | Workspace) -> Chain:
+        for each in self.chains:
+            if each.owner is owner or each.owner.id == owner.id:
+                return each
+        chain = Chain(owner, JobLog if type(owner) is Job else AuditEntry, owner.log_head)
+        self.chains.append(chain)
+        return chain
 
     def write(self, statement: Statement, take: Callable[[Any], None]) -> None:
         """SQL of the caller's own that returns something: `take` gets it after the commit.
@@ -134,24 +157,93 @@ class Transaction:
         self._proof = self._proof or (model, _trace(where, changes))
         self.writes.append(statements.update(model, where, changes, guarded=True))
 
+    def move(self, job: Job, changes: Mapping[str, Any], otherwise: Otherwise) -> None:
+        """`swap` of a job that still has the status and the version that were read.
+
+        What is logged of it in this transaction is fenced by the same statement.
+        """
+        seen = {"status": job.status, "version": job.version}
+        where = {"id": job.id, **seen}
+        chain = self._chain(job)
+        if chain.carrier is not None:
+            self.swap(Job, where, changes, otherwise)
+            return
+        self._proof = self._proof or (Job, _trace(where, changes))
+        chain.seen = seen
+        self._carry(chain, where, changes, otherwise)
+
+    def _carry(
+        self,
+        chain: Chain,
+        where: Mapping[str, Any],
+        changes: Mapping[str, Any],
+        otherwise: Otherwise,
+    ) -> None:
+        """Let a change of the owner's row take the end of its log along."""
+        ends = {"log_head": chain.head}
+        index = len(self.writes)
+        self._guards[index], self._carriers[index] = otherwise, chain
+        chain.place = len(changes)
+        chain.carrier = statements.update(
+            type(chain.owner), {**where, **ends}, {**changes, **ends}, guarded=True
+        )
+        self.writes.append(chain.carrier)
+
     def delete(self, model: type[Model], where: Mapping[str, Any]) -> None:
         self.writes.append(statements.delete(model, where))
 
-    async def commit(self, rt: Runtime) -> None:
-        """Write all of it, then wake who waits for it. Raises `DatabaseUnavailable`."""
-        if self.entries:
-            first = self.entries[0]
-            named = {name: first[name] for name in ("job_id", "type", "created_at")}
-            self._proof = (JobLog, named)  # stays, whatever becomes of the rows by then
-            self.writes.append(statements.insert(JobLog, *self.entries))
+    async def commit(self, rt: Runtime | None) -> None:
+        """Write all of it, then wake who waits for it, if there is anybody.
+
+        Raises `Unavailable` or `DatabaseUnavailable`.
+        """
+        self._link()
         results = await self._written()
+        for chain in self.chains:
+            if chain.entries:
+                chain.owner.log_head = chain.entries[-1]["hash"]
         for index, take in self._returned.items():
             take(results[index])
+        if rt is not None:
+            self._tell(rt)
+
+    def _tell(self, rt: Runtime) -> None:
         rt.engine.abort(self._ended)
         if self._queued:
             rt.engine.wake(self._wake_at)
         rt.events.wake()
         rt.bus.tell(work=self._queued or (bool(self._ended) and not engine.in_a_run()))
+
+    def _link(self) -> None:
+        """Hash the entries, and write or rewrite the statements that have them."""
+        found: dict[type[JobLog | AuditEntry], list[Entry]] = {}
+        for chain in self.chains:
+            if chain.carrier is None:
+                self._carry(chain, {"id": chain.owner.id}, {}, _gone)
+            chain.link()
+            if chain.entries:
+                others = found.get(chain.table)
+                found[chain.table] = others + chain.entries if others else chain.entries
+        for table, entries in found.items():
+            statement = statements.insert(table, *entries)
+            if table in self._logged:
+                self.writes[self._logged[table]] = statement
+            else:
+                self._logged[table] = len(self.writes)
+                self.writes.append(statement)
+                first = entries[0]  # stays, whatever becomes of other rows by then
+                self._proof = (table, {name: first[name] for name in KNOWN_BY[table]})
+
+    async def _catch_up(self, index: int) -> bool:
+        """Whether statement `index` missed only since a log had grown; the entries come behind."""
+        chain = self._carriers.get(index)
+        if chain is None:
+            return False
+        owner = chain.owner
+        if not chain.grew(await statements.fetch(type(owner), id=owner.id)):
+            return False
+        self._link()
+        return True
 
     async def _written(self) -> list[Any]:
         """What the statements returned. Tries again while the database does not answer.
@@ -160,6 +252,7 @@ class Transaction:
         to be written is not there.
         """
         doubtful = False
+        behind = 0
         clock = asyncio.get_running_loop().time
         deadline = math.inf if engine.in_a_run() else clock() + PATIENCE_SECONDS
         while True:
@@ -174,11 +267,27 @@ class Transaction:
                     if doubtful and self._proof and await statements.exists(*self._proof):
                         return [None] * len(self.writes)
                     if isinstance(refusal, GuardMissed):
+                        if behind < CATCH_UPS and await self._catch_up(refusal.index):
+                            behind += 1
+                            pause = min(0.001 * 2**behind, CATCH_UP_SECONDS)
+                            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
+                            continue
                         await self._guards[refusal.index]()
                     raise
                 if clock() > deadline:
                     raise DatabaseUnavailable from None
             await asyncio.sleep(PAUSE_SECONDS)
+
+
+KNOWN_BY: Mapping[type[JobLog | AuditEntry], tuple[str, ...]] = {
+    JobLog: ("job_id", "type", "created_at"),
+    AuditEntry: ("action", "created_at"),
+}
+"""How an entry is known again, whose hash may be another one by then."""
+
+
+async def _gone() -> None:
+    raise Unavailable("The log cannot be written to: others do all the time, or its owner is gone.")
 
 
 def _trace(where: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,13 +334,28 @@ def atomic(
                 result = await body(rt, *args, **kwargs)
             finally:
                 _current.reset(token)
-            if transaction.writes or transaction.entries:
+            if transaction.writes or transaction.chains:
                 await asyncio.shield(_kept(rt, transaction.commit(rt)))
         except Unavailable as error:
             raise DatabaseUnavailable from error
         return result
 
     return run
+
+
+@asynccontextmanager
+async def unannounced() -> AsyncGenerator[None]:
+    """The same for what is written within, of which no worker and no listener has to hear."""
+    transaction = Transaction()
+    token = _current.set(transaction)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+    try:
+        await asyncio.shield(asyncio.ensure_future(transaction.commit(None)))
+    except Unavailable as error:
+        raise DatabaseUnavailable from error
 
 
 def _kept(rt: Runtime, work: Awaitable[T]) -> asyncio.Future[T]:

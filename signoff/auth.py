@@ -97,7 +97,9 @@ class Gate:
     async def _bearer(self, text: str) -> Viewer:
         see = self._members_see_workspace
         if self._tokens is not None and self._is_token(text):
-            return await self._tokens.viewer_of(text, members_see_workspace=see)
+            viewer = await self._tokens.viewer_of(text, members_see_workspace=see)
+            self.uses.note_token(viewer)
+            return viewer
         key = await keys.key_of(text)
         self.uses.note(key)
         return keys.viewer_of(key, members_see_workspace=see)

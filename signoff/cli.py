@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from services import keys, retention
 from services.errors import SignoffError
-from signoff import database, demo, key_commands, logs, sample
+from signoff import database, demo, heads, key_commands, logs, sample
 from signoff.app import RUNTIME, VIEW, allows_private_agents, create_app, create_probes
 from signoff.auth import is_loopback
 from signoff.database import DatabaseUnavailable
@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--older-than", required=True, type=_days, metavar="DAYS", help="archived so long ago"
     )
     key_commands.add(command)
+    heads.add(command)
     shown = command("demo", _demo, "drive two jobs through a running server and show each step")
     shown.add_argument("--url", default=demo.DEFAULT_URL, help="the running server")
     shown.add_argument("--key", help="an API key of MEMBER or ADMIN, if the server has keys")
@@ -281,8 +282,13 @@ def _days(text: str) -> timedelta:
 
 def _prune(given: argparse.Namespace) -> None:
     before = datetime.now(UTC) - given.older_than
-    pruned = key_commands.with_database(lambda: retention.prune(before))
+    pruned = key_commands.with_database(lambda: retention.prune(before, key_commands.operator()))
     print(f"Removed {pruned.entries} log entries of {pruned.jobs} archived jobs.")
+    if pruned.broken:
+        raise Refused(
+            f"{pruned.broken} archived jobs keep their logs, which are not as they were written; "
+            "see: signoff verify-audit"
+        )
 
 
 def _demo(given: argparse.Namespace) -> None:

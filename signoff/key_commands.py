@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import getpass
 import re
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,8 +12,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 from uuid import UUID
 
-from models import DEFAULT_WORKSPACE, ApiKey, Role
+from models import DEFAULT_WORKSPACE, ActorKind, ApiKey, Role
 from services import keys, workspaces
+from services.actors import Actor
 from services.values import parse_id
 from services.workspaces import DEFAULT_NAME
 from signoff import database
@@ -102,6 +104,7 @@ def _create_key(given: argparse.Namespace) -> None:
             expires_at=given.expires and datetime.now(UTC) + given.expires,
             agents=given.agents,
             owners=given.owners,
+            by=operator(),
         )
         return text
 
@@ -135,14 +138,14 @@ def _used(key: ApiKey) -> str:
 
 
 def _revoke_key(given: argparse.Namespace) -> None:
-    revoked = with_database(lambda: keys.revoke(given.prefix))
+    revoked = with_database(lambda: keys.revoke(given.prefix, operator()))
     if not revoked:
         raise Refused(f"no active key begins with {given.prefix}; see: signoff keys list")
     print(f"Revoked the key of {revoked[0].name}.")
 
 
 def _create_workspace(given: argparse.Namespace) -> None:
-    made = with_database(lambda: workspaces.create(given.name))
+    made = with_database(lambda: workspaces.create(given.name, operator()))
     print(f"Made the workspace “{made.name}”.")
     hint = f"signoff keys create --workspace '{made.name}' --role admin --name you"
     print(f"Make keys for it with: {hint}", file=sys.stderr)
@@ -151,6 +154,15 @@ def _create_workspace(given: argparse.Namespace) -> None:
 def _list_workspaces(given: argparse.Namespace) -> None:
     for each in with_database(workspaces.oldest):
         print(f"{each.created_at:%Y-%m-%d}  {each.name}")
+
+
+def operator() -> Actor:
+    """Whoever is at the command line: the system knows them by this name."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):  # a container's user needs no name
+        name = "somebody"
+    return Actor(ActorKind.USER, None, f"{name} at the command line"[:200])
 
 
 def with_database(do: Callable[[], Awaitable[T]]) -> T:

@@ -135,6 +135,7 @@ ORDERS = {
     "job_tags": ["tag", "job_id"],
     "idempotency_keys": ["created_at"],
     "api_keys": ["key_hash"],
+    "audit_entries": ["workspace_id", "seq"],
     "agent_gates": ["agent_id"],
     "pruned_logs": ["until_seq"],
     "queue_entries": ["state", "agent_id", "rank"],

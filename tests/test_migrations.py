@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tortoise.migrations.api import migrate as apply_migrations
 
 from models import Agent, Attempt, DependencyPolicy, Job, JobLog, JobStatus, Role, Verdict
 from models.base import uuid7
-from services import keys
+from services import keys, verification
 from services.runtime import Runtime
 from signoff import database
 from tests.support.graphql import SDL_FILE
@@ -158,6 +159,46 @@ async def test_rows_of_the_first_version_get_the_defaults_of_new_columns(
     assert agent.max_wait_seconds == 86_400
     assert (attempt.reserved_tokens, attempt.cost_micros, attempt.idempotency_key) == (0, 0, None)
     assert (verdict.cost_micros, verdict.input_tokens) == (0, 7)
+
+
+ENTRY = """INSERT INTO job_logs (type, status, message, payload_json, payload_truncated, actor_kind,
+        actor_id, actor_name, created_at, job_id, agent_id, attempt_id)
+    VALUES ('NOTE', 'PENDING', {message}, '{{}}', {cut}, 'API_KEY', 'mia', 'Mia', {at}, '{job}',
+        '{agent}', NULL)"""
+
+
+async def test_entries_from_before_are_chained_as_they_are(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("models.migrations.0006_audit"), "SLICE", 2)
+    agent_id, made = uuid7(), [uuid7() for _ in range(3)]
+    config = database.config(empty_database_url, migrating=True)
+    told = ("NULL", "false", AT), ("'Grüße'", "true", "'2026-01-02 03:04:05.000600+00:00'")
+    try:
+        await apply_migrations(config=config, target="models.0002_engine")
+        run = connections.get("default").execute_script
+        await run(FIRST_VERSION[0].format(agent=agent_id, at=AT))
+        for job_id in made:
+            new = {"armed": "false", "auto_execute": "false", "dependency_policy": "'BLOCK'"}
+            numbers = "agent_attempts dependency_count fallbacks_used first_attempt cost_micros"
+            numbers += " judge_cost_micros input_tokens output_tokens"
+            new |= dict.fromkeys(numbers.split(), "0")
+            sql = FIRST_VERSION[1].replace("agent_id)", f"agent_id, {', '.join(new)})")
+            sql = sql.replace("'{agent}')", f"'{{agent}}', {', '.join(new.values())})")
+            await run(sql.format(job=job_id, agent=agent_id, at=AT))
+        for message, cut, at in [*told, told[0]]:
+            for job_id in made[:2]:
+                await run(ENTRY.format(job=job_id, agent=agent_id, message=message, cut=cut, at=at))
+    finally:
+        await Tortoise.close_connections()
+    await database.migrate(empty_database_url)
+    async with database.connected(empty_database_url):
+        found = [log async for log in verification.everywhere({})]
+        kept = [job.log_head for job in await Job.all().order_by("id")]
+    assert [log.found.checked for log in found] == [0, 3, 3, 0]
+    assert [log.found.problem for log in found] == [None] * 4
+    assert [log.found.head for log in found[1:]] == kept
+    assert len(set(kept)) == 3
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from models import Job, JobLog, PrunedLog
+from models import AuditEntry, Job, JobLog, PrunedLog, jsontext
 from models.base import now
-from services import decisions, reading, retention
+from services import audit, decisions, jobs, reading, retention, verification
 from services.decisions import CancelJob
+from services.paging import Window
 from services.runtime import Runtime
+from services.verification import Verification
 from tests.support import commands
 from tests.support.making import ADMIN, MEMBER, make_job, snapshot
 
@@ -49,6 +52,111 @@ async def test_a_job_may_go_on_and_be_pruned_again(rt: Runtime) -> None:
     assert (await retention.prune(now())).entries == 2
     (note,) = await PrunedLog.all()
     assert (note.from_seq, note.until_seq) == (first.from_seq, entries[-1].seq)
+
+
+async def pruned_job(rt: Runtime) -> tuple[Job, str]:
+    """A job without its log, and the hash that it ended with."""
+    job = await archived_job(rt)
+    await retention.prune(now())
+    return job, job.log_head
+
+
+async def test_what_was_pruned_is_told_as_that_and_not_as_broken(rt: Runtime) -> None:
+    job, head = await pruned_job(rt)
+    assert await verification.of_log(job) == Verification(0, head, pruned=1)
+    await decisions.unarchive(rt, ADMIN, job.id)
+    await jobs.add_note(rt, MEMBER, job.id, "It goes on.")
+    found = await verification.of_log(job)
+    assert (found.problem, found.checked, found.pruned) == (None, 2, 1)
+    await decisions.archive(rt, ADMIN, job.id)
+    await retention.prune(now())
+    found = await verification.of_log(job)
+    assert (found.problem, found.checked, found.pruned) == (None, 0, 1)
+    everything = await verification.of_workspace(ADMIN)
+    assert (everything.problem, everything.checked, everything.pruned) == (None, 2, 1)
+    (last, first) = (await audit.entries(ADMIN, Window())).rows
+    assert {last.action, first.action} == {"log.pruned"}
+    assert {last.subject, first.subject} == {f"job_{job.id.hex}"}
+    assert jsontext.loads(first.changes_json)["entries"] == {"from": 3, "to": 0}
+    assert jsontext.loads(last.changes_json)["entries"] == {"from": 3, "to": 0}
+
+
+UNTOLD = "the audit log tells nothing of what was removed from it"
+
+
+async def test_entries_that_somebody_else_removed_are_not_taken_for_pruned(rt: Runtime) -> None:
+    await pruned_job(rt)
+    job = await archived_job(rt)
+    entries = await JobLog.filter(job_id=job.id).order_by("seq")
+    await JobLog.filter(job_id=job.id, seq__lt=entries[-1].seq).delete()
+    assert (await verification.of_log(job)).first_broken == entries[-1].seq
+    forged = {"job_id": job.id, "head": entries[1].hash}
+    forged |= {"from_seq": entries[0].seq, "until_seq": entries[1].seq}
+    await PrunedLog(**forged).save(force_create=True)
+    assert (await verification.of_log(job)).problem == UNTOLD
+    told = await AuditEntry.get()
+    subject = f"job_{job.id.hex}"
+    await AuditEntry.filter(seq=told.seq).update(subject=subject)
+    assert (await verification.of_log(job)).problem == UNTOLD
+    said = {"untilSeq": {"to": entries[1].seq}, "headHash": {"to": entries[1].hash}}
+    await AuditEntry.filter(seq=told.seq).update(changes_json=jsontext.dumps(said))
+    assert (await verification.of_log(job)).problem == UNTOLD
+    assert (await verification.of_workspace(ADMIN)).problem == (
+        f"workspace_1: entry {told.seq} is not the one written"
+    )
+
+
+async def test_more_than_was_pruned_is_missed(rt: Runtime) -> None:
+    job, _ = await pruned_job(rt)
+    await decisions.unarchive(rt, ADMIN, job.id)
+    await jobs.add_note(rt, MEMBER, job.id, "It goes on.")
+    first, second = await JobLog.filter(job_id=job.id).order_by("seq")
+    await JobLog.filter(seq=first.seq).delete()
+    assert (await verification.of_log(job)).first_broken == second.seq
+    await JobLog.filter(seq=second.seq).delete()
+    assert (await verification.of_log(job)).problem == "the log does not end where it should"
+
+
+async def test_a_kept_hash_of_what_was_pruned_since_is_no_break(rt: Runtime) -> None:
+    job = await archived_job(rt)
+    kept = {f"job_{job.id.hex}": job.log_head}
+    await decisions.unarchive(rt, ADMIN, job.id)
+    await decisions.archive(rt, ADMIN, job.id)
+    await retention.prune(now())
+    found = {log.name: log.found async for log in verification.everywhere(kept)}
+    assert found[f"job_{job.id.hex}"].problem is None
+
+
+async def test_a_broken_log_is_not_pruned(rt: Runtime) -> None:
+    broken, whole = await archived_job(rt), await archived_job(rt)
+    (first, *_) = await JobLog.filter(job_id=broken.id).order_by("seq")
+    await JobLog.filter(seq=first.seq).update(actor_name="Eve")
+    pruned = await retention.prune(now())
+    assert (pruned.jobs, pruned.entries, pruned.broken) == (1, 3, 1)
+    assert await JobLog.filter(job_id=broken.id).count() == 3
+    assert await PrunedLog.all().values_list("job_id", flat=True) == [whole.id]
+    assert (await verification.of_log(broken)).first_broken == first.seq
+
+
+async def test_notes_go_on_while_it_is_pruned_and_verified(rt: Runtime) -> None:
+    job = await archived_job(rt)
+
+    async def annotate() -> None:
+        for number in range(20):
+            await jobs.add_note(rt, ADMIN, job.id, f"Note {number}.")
+
+    async def prune() -> int:
+        removed = 0
+        while not writing.done():
+            removed += (await retention.prune(now())).entries
+            assert (await verification.of_log(job)).problem is None
+        return removed
+
+    writing = asyncio.create_task(annotate())
+    removed = await prune()
+    await writing
+    assert removed + await JobLog.filter(job_id=job.id).count() == 23
+    assert (await verification.of_workspace(ADMIN)).problem is None
 
 
 async def test_many_jobs_are_pruned_in_portions(

@@ -10,7 +10,7 @@ AddFilled = import_module("models.migrations.0002_engine").AddFilled
 
 
 class Migration(migrations.Migration):
-    dependencies = [("models", "0005_access")]
+    dependencies = [("models", "0006_audit")]
 
     initial = False
 

@@ -18,7 +18,7 @@ class Actor:
     name: str
 
     @classmethod
-    def of(cls, row: models.JobLog) -> Self:
+    def of(cls, row: models.JobLog | models.AuditEntry) -> Self:
         id = None if row.actor_id is None else strawberry.ID(row.actor_id)
         return cls(kind=row.actor_kind, id=id, name=row.actor_name)
 

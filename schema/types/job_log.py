@@ -34,6 +34,9 @@ class JobLog(Node):
         description="The payload was over 64 KiB; it is `{truncated, bytes}` with its beginning."
     )
     actor: Actor
+    hash: str = strawberry.field(
+        description="Over all that it says and the hash of the job's entry before it."
+    )
     created_at: datetime
     job_id: strawberry.Private[UUID]
     attempt_id: strawberry.Private[UUID | None]
@@ -75,6 +78,7 @@ class JobLog(Node):
             payload_json=row.payload_json,
             payload_truncated=row.payload_truncated,
             actor=Actor.of(row),
+            hash=row.hash,
             created_at=row.created_at,
             job_id=row.job_id,
             attempt_id=row.attempt_id,

@@ -29,6 +29,7 @@ from services.runtime import Runtime
 from services.secrets import SecretUnreadable
 from services.transactions import atomic, current
 from services.values import STORABLE, Command, WebhookId, public_id
+from services.webhooks import telling
 
 logger = structlog.get_logger(__name__)
 
@@ -181,6 +182,7 @@ async def _make(rt: Runtime, viewer: Viewer, command: SaveWebhook, position: int
     current().insert(made)
     counted = [str(made.id), made.workspace_id, made.owner_id]
     current().require(Statement(WITHIN_LIMIT, counted, "webhooks", guarded=True), _refuse)
+    await telling.made(rt, viewer, made)
     return Saved(made, secret)
 
 
@@ -234,6 +236,7 @@ async def _change(rt: Runtime, viewer: Viewer, command: SaveWebhook, *, enable: 
         changes |= WELL | {"disabled_reason": None}
     elif url_of(rt, hook) != command.url:
         changes |= WELL
+    await telling.changed(rt, viewer, hook, changes)
     _write(hook, changes)
     return hook
 
@@ -287,6 +290,7 @@ async def _rotate(rt: Runtime, viewer: Viewer, webhook_id: UUID, overlap: timede
         "old_secret_sealed": hook.secret_sealed if signs else None,
         "old_secret_until": until,
     }
+    await telling.secret_rotated(viewer, hook, overlap)
     _write(hook, changes)
     if until is not None:
         current().wake(until)
@@ -322,7 +326,7 @@ async def delete(rt: Runtime, viewer: Viewer, webhook_id: UUID) -> Webhook:
     hook = await get(viewer, webhook_id)
     await disable(rt, webhook_id, "It is being deleted.")
     await _purge(webhook_id)
-    await _remove(rt, webhook_id)
+    await _remove(rt, viewer, hook)
     return hook
 
 
@@ -335,8 +339,9 @@ async def _purge(webhook_id: UUID) -> None:
 
 
 @atomic
-async def _remove(rt: Runtime, webhook_id: UUID) -> None:
-    current().delete(Webhook, {"id": webhook_id})
+async def _remove(rt: Runtime, viewer: Viewer, hook: Webhook) -> None:
+    current().delete(Webhook, {"id": hook.id})
+    await telling.deleted(viewer, hook)
 
 
 @atomic

@@ -65,6 +65,8 @@ TABLE: Mapping[str, Row] = {
     "agents": Row(viewer=OK, owner=OK, member=OK, agents=OK, owners=OK, foreign=EMPTY),
     "viewer": Row(viewer=OK, owner=OK, member=OK, agents=OK, owners=OK, foreign=OK),
     "apiKeys": Row(owners=FORBIDDEN, foreign=EMPTY),
+    "auditEntries": Row(owners=FORBIDDEN, foreign=EMPTY),
+    "verifyAudit": READS,
     "webhook": OF_WEBHOOKS,
     "webhooks": Row(owner=OK, member=EMPTY, agents=EMPTY, owners=EMPTY, foreign=EMPTY),
     "jobStatusChanged": READS,
@@ -100,6 +102,7 @@ ABOUT: Mapping[str, str] = {
     "jobLogs": "agent",
     "agents": "agent",
     "apiKeys": "key",
+    "auditEntries": "agent",
     "webhooks": "webhook",
 }
 """Which id a list must hold to have told of what was asked for; entries tell their job's agent."""
@@ -135,6 +138,8 @@ def requests(at: Target) -> dict[str, Json]:
         "agents": {},
         "viewer": {},
         "apiKeys": {},
+        "auditEntries": {"first": 100},
+        "verifyAudit": {"jobId": at.job},
         "webhook": {"id": at.webhook},
         "webhooks": {},
         "jobStatusChanged": {"jobId": at.job, "after": "MA"},

@@ -8,12 +8,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from typing import Any, cast
 from uuid import UUID
 
 import asyncpg
 
+from models import hashes
 from services.values import public_id
 
 Row = dict[str, Any]
@@ -83,6 +85,22 @@ async def _rows(url: str) -> Rows:
     return rows
 
 
+def _of_chain(job: Row, entries: list[Row]) -> Iterator[str]:
+    head = hashes.BEGINNING
+    for entry in entries:
+        at = entry["created_at"]
+        told = {
+            "payload_truncated": bool(entry["payload_truncated"]),
+            "created_at": datetime.fromisoformat(at) if isinstance(at, str) else at,
+        }
+        head = hashes.of_job(head, entry | told)
+        if entry["hash"] != head:
+            yield f"entry {entry['seq']} does not follow the one before it"
+            return
+    if job["log_head"] != head:
+        yield "its log does not end where the row says"
+
+
 def _public(job: Row) -> str:
     return public_id("job", UUID(job["id"]))
 
@@ -112,6 +130,7 @@ def _of_log(job: Row, of: dict[str, list[Row]]) -> Iterator[str]:
         return
     if moves[-1]["to"] != job["status"]:
         yield f"the log ends with {moves[-1]['to']}, the row has {job['status']}"
+    yield from _of_chain(job, of["job_logs"])
     for before, after in pairwise(moves):
         if after["from"] != before["to"] or after["version"] <= before["version"]:
             yield f"{after} does not follow {before}"
