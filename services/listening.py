@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
-from tortoise.expressions import Q, Subquery
+from tortoise import connections
+from tortoise.expressions import Q, RawSQL, Subquery
 from tortoise.models import Model
 from tortoise.queryset import QuerySet
 
@@ -56,7 +57,7 @@ class Question:
         if not wanted:
             return []
         ids = {row.job_id for row in wanted}
-        jobs = {job.id: job async for job in self._jobs(job_condition, ids)}
+        jobs = {job.id: job async for job in self._jobs(job_condition).filter(id__in=ids)}
         return [(row, jobs[row.job_id]) for row in wanted if row.job_id in jobs]
 
     async def page(self, after: int, until: int) -> Page:
@@ -76,25 +77,24 @@ class Question:
         gaps = PrunedLog.filter(until_seq__gt=after, from_seq__lte=until)
         return await self._of_jobs(gaps).exists()
 
-    async def jobs_now(self, ids: Collection[UUID] | None = None) -> dict[UUID, Job]:
-        """The jobs as a list of them would show them; of those with `ids`, if given."""
+    async def jobs_now(self, after: int) -> tuple[list[Job], dict[int, UUID]]:
+        """The jobs as a list of them would show them, and their entries past `after`.
+
+        Both by one statement: whatever is written meanwhile, a job is shown with all that
+        these entries tell of it, and with nothing else.
+        """
         condition = listed if self.job_id is None else job_condition
-        query = self._jobs(condition, ids).order_by("-id").limit(MAX_SNAPSHOT + 1)
-        jobs = {job.id: job async for job in query}
+        shown = self._jobs(condition).annotate(shown=_entries(after))
+        jobs = await shown.order_by("-id").limit(MAX_SNAPSHOT + 1)
         if len(jobs) > MAX_SNAPSHOT:
             raise InvalidInput.at(
                 "snapshot", message=f"would be of more than {MAX_SNAPSHOT} jobs; narrow `where`"
             )
-        return jobs
+        return jobs, {seq: job.id for job in jobs for seq in _shown(job)}
 
-    def _jobs(
-        self,
-        condition: Callable[[JobFilter | None, Viewer], Q],
-        ids: Collection[UUID] | None,
-    ) -> QuerySet[Job]:
+    def _jobs(self, condition: Callable[[JobFilter | None, Viewer], Q]) -> QuerySet[Job]:
         query = Job.filter(condition(self.where, self.viewer))
-        query = query if self.job_id is None else query.filter(id=self.job_id)
-        return query if ids is None else query.filter(id__in=ids)
+        return query if self.job_id is None else query.filter(id=self.job_id)
 
     def _of_jobs(self, query: QuerySet[T]) -> QuerySet[T]:
         """Rows of the jobs that the viewer sees and asks for."""
@@ -102,6 +102,21 @@ class Question:
             query = query.filter(job_id=self.job_id)
         matching = Job.filter(job_condition(self.where, self.viewer)).values("id")
         return query.filter(job_id__in=Subquery(matching))
+
+
+def _entries(after: int) -> RawSQL:
+    """The positions of a job's entries past `after`, with commas between."""
+    on_sqlite = connections.get("default").capabilities.dialect == "sqlite"
+    joined = 'group_concat("seq")' if on_sqlite else """string_agg("seq"::text, ',')"""
+    return RawSQL(
+        f'(SELECT {joined} FROM "job_logs" '  # noqa: S608 - a number and constants
+        f'WHERE "job_logs"."job_id" = "jobs"."id" AND "seq" > {after:d})'
+    )
+
+
+def _shown(job: Job) -> list[int]:
+    found = cast("str | None", cast("Any", job).shown)
+    return [int(seq) for seq in found.split(",")] if found else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,31 +154,14 @@ class Follower:
         asked = self._question
         self.base = self._events.position
         self.position = self.base if asked.after is None else asked.after
-        if asked.after is None or asked.snapshot:
+        if asked.after is None:
             self._known = await visible(self.base)
-        jobs = await self._snapshot() if asked.snapshot else None
-        if asked.after is not None:
-            self._known.clear()
-        if jobs is None:
+        if not asked.snapshot:
             return None
+        jobs, shown = await asked.jobs_now(self.base)
+        if asked.after is None:
+            self._known |= shown
         return Batch(self.position, (), caught_up=False, snapshot=jobs)
-
-    async def _snapshot(self) -> list[Job]:
-        """The jobs at one moment: just when the entries known were those that could be seen.
-
-        Every change of a job comes with an entry, so a job that was read too early is known by
-        an entry that was not there before.
-        """
-        jobs = await self._question.jobs_now()
-        while True:
-            seen = await visible(self.base)
-            changed = {job_id for seq, job_id in seen.items() if seq not in self._known}
-            self._known = seen
-            if not changed:
-                return list(jobs.values())
-            for job_id in changed:
-                jobs.pop(job_id, None)
-            jobs |= await self._question.jobs_now(changed)
 
     async def step(self, present: Callable[[], int]) -> Batch | None:
         """What follows, as far as `present`; None if there is nothing to tell of it."""

@@ -32,7 +32,7 @@ from tests.support.graphql import (
     new_job,
     revoke_key,
 )
-from tests.support.making import ADMIN, MEMBER, READER, holds, make_job
+from tests.support.making import ADMIN, MEMBER, READER, holds, make_agent, make_job
 from tests.support.running import AiohttpClient, Client, settings_for
 from tests.support.sockets import Socket, Stream, connected, streaming
 
@@ -198,7 +198,7 @@ async def test_a_position_that_is_none_is_an_error_with_its_path(client: Client)
 
 async def test_a_snapshot_and_what_follows_it_make_up_the_present(client: Client) -> None:
     rt, writing = rt_of(client), True
-    made = [await make_job(rt, viewer=ADMIN, name=f"{n}") for n in range(5)]
+    made = [await make_job(rt, viewer=ADMIN, name=f"{n}") for n in range(24)]
 
     async def write(seed: int) -> None:
         chance = random.Random(seed)  # noqa: S311
@@ -209,9 +209,8 @@ async def test_a_snapshot_and_what_follows_it_make_up_the_present(client: Client
                 {"id": made[seed].id, "name": f"{chance.random()}"}
             )
             await jobs.update(rt, ADMIN, command)
-            await asyncio.sleep(0.01)
 
-    writers = [asyncio.create_task(write(seed)) for seed in range(3)]
+    writers = [asyncio.create_task(write(seed)) for seed in range(24)]
     for _ in range(5):
         versions: dict[str, int] = {}
         async with streaming(client, EVENTS, snapshot=True) as stream:
@@ -225,6 +224,21 @@ async def test_a_snapshot_and_what_follows_it_make_up_the_present(client: Client
                     versions[job_id] = version
     writing = False
     await asyncio.gather(*writers)
+
+
+async def test_a_snapshot_is_of_the_jobs_asked_for_whatever_they_are_chosen_by(
+    client: Client,
+) -> None:
+    agent = await make_agent(rt_of(client), name="Clerk")
+    for name, given in (
+        ("found", {"assign": {"agent_id": agent.id}, "tags": ["x"]}),
+        ("without a tag", {"assign": {"agent_id": agent.id}}),
+        ("without an agent", {"tags": ["x"]}),
+    ):
+        await make_job(rt_of(client), viewer=ADMIN, name=name, **given)
+    where = {"agent": {"name": {"eq": "clerk"}}, "tags": {"any": ["x"]}}
+    async with streaming(client, EVENTS, where=where, snapshot=True) as stream:
+        assert [each["name"] for each in batch(await stream.next())["snapshot"]] == ["found"]
 
 
 async def test_a_snapshot_of_too_many_jobs_is_refused_with_a_path(
