@@ -132,6 +132,25 @@ async def test_who_is_up_to_date_hears_so_at_once_in_an_empty_batch(client: Clie
             assert [each["message"] for each in new["events"]] == [f"after {after}"]
 
 
+async def test_who_has_caught_up_stays_so_however_much_is_written(client: Client) -> None:
+    rt = rt_of(client)
+    job = await make_job(rt, viewer=ADMIN)
+
+    async def write() -> None:
+        for _ in range(30):
+            await jobs.add_note(rt, ADMIN, job.id, "A note.")
+
+    async with connected(client) as socket:
+        id = await socket.subscribe(EVENTS)
+        assert batch(await socket.next(id))["caughtUp"]
+        writers = [asyncio.create_task(write()) for _ in range(5)]
+        told: list[Json] = []
+        while sum(len(each["events"]) for each in told) < 150:
+            told.append(batch(await socket.next(id)))
+        await asyncio.gather(*writers)
+    assert [each["caughtUp"] for each in told] == [True] * len(told)
+
+
 async def test_a_long_replay_comes_in_batches_of_which_only_the_last_has_caught_up(
     client: Client,
 ) -> None:
