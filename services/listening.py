@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -15,13 +15,15 @@ from tortoise.queryset import QuerySet
 from models import Job, JobLog, JobLogType, PrunedLog
 from services.actors import Viewer
 from services.errors import InvalidInput
-from services.events import Events, Page, visible
+from services.events import Events, visible
 from services.filters import JobFilter, job_condition, listed
 
 T = TypeVar("T", bound=Model)
 
 REPLAYED = 100
-"""Entries that are read at once for one listener."""
+"""Entries that are told at once."""
+REPLAYED_CHARACTERS = 1_000_000
+"""Of them, where there is more than one."""
 MAX_SNAPSHOT = 1000
 
 Told = tuple[JobLog, Job]
@@ -60,7 +62,7 @@ class Question:
         jobs = {job.id: job async for job in self._jobs(job_condition).filter(id__in=ids)}
         return [(row, jobs[row.job_id]) for row in wanted if row.job_id in jobs]
 
-    async def page(self, after: int, until: int) -> Page:
+    async def read(self, after: int, until: int) -> Stretch:
         """The first of the entries that concern the listener, from the table."""
         query = JobLog.filter(seq__gt=after, seq__lte=until, workspace_id=self.viewer.workspace_id)
         if self.where is not None or self.viewer.sight.owners is not None:
@@ -69,10 +71,10 @@ class Question:
             query = query.filter(job_id=self.job_id)
         if self.types is not None:
             query = query.filter(type__in=self.types)
-        rows = await query.order_by("seq").limit(REPLAYED)
-        return Page(rows, rows[-1].seq if len(rows) == REPLAYED else max(after, until))
+        found = first_of(await query.order_by("seq").limit(REPLAYED + 1), until)
+        return replace(found, gap=await self._was_removed(after, found.end))
 
-    async def was_removed(self, after: int, until: int) -> bool:
+    async def _was_removed(self, after: int, until: int) -> bool:
         """Whether retention removed entries of such jobs from this stretch of the log."""
         gaps = PrunedLog.filter(until_seq__gt=after, from_seq__lte=until)
         return await self._of_jobs(gaps).exists()
@@ -102,6 +104,28 @@ class Question:
             query = query.filter(job_id=self.job_id)
         matching = Job.filter(job_condition(self.where, self.viewer)).values("id")
         return query.filter(job_id__in=Subquery(matching))
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Entries in order that a listener asks for, and the position up to which they are all.
+
+    `gap` says that retention removed some of them.
+    """
+
+    rows: Sequence[JobLog]
+    end: int
+    gap: bool = False
+
+
+def first_of(rows: Sequence[JobLog], until: int) -> Stretch:
+    """As many of the entries as are told at once; they are all there are up to `until`."""
+    characters = 0
+    for count, row in enumerate(rows):
+        characters += len(row.payload_json or "") + len(row.message or "")
+        if count and (count == REPLAYED or characters > REPLAYED_CHARACTERS):
+            return Stretch(rows[:count], rows[count - 1].seq)
+    return Stretch(rows, until)
 
 
 def _entries(after: int) -> RawSQL:
@@ -163,12 +187,13 @@ class Follower:
             self._known |= shown
         return Batch(self.position, (), caught_up=False, snapshot=jobs)
 
-    async def step(self, present: Callable[[], int]) -> Batch | None:
-        """What follows, as far as `present`; None if there is nothing to tell of it."""
-        page = await self._read(present())
+    async def step(self, until: int) -> Batch | None:
+        """What follows, as far as `until`; None if there is nothing to tell of it."""
+        page = await self._read(until)
         told = await self._question.pick([row for row in page.rows if row.seq not in self._known])
         self.position = page.end
-        arrived = not self._caught_up and self.position >= max(present(), self.base)
+        self._gap = self._gap or page.gap
+        arrived = not self._caught_up and self.position >= max(until, self.base)
         self._caught_up = self._caught_up or arrived
         if not told and not arrived:
             return None
@@ -176,20 +201,14 @@ class Follower:
         self._gap = False
         return batch
 
-    async def _read(self, until: int) -> Page:
+    async def _read(self, until: int) -> Stretch:
         if until <= self.position:
-            return Page([], self.position)
-        page = await self._question.page(self.position, until)
-        self._gap = self._gap or await self._question.was_removed(self.position, page.end)
-        return page
+            return Stretch((), self.position)
+        return await self._question.read(self.position, until)
 
-    def is_at(self, position: int) -> bool:
-        """Whether whoever was told all up to `position` needs to be told just the same from now."""
-        return (
-            self._caught_up
-            and self.position == position
-            and all(seq <= position for seq in self._known)
-        )
+    def may_join(self, position: int) -> bool:
+        """Whether all past `position` is still to be told to them."""
+        return self.position <= position and all(seq <= position for seq in self._known)
 
 
 async def follow(events: Events, question: Question) -> AsyncGenerator[Batch, None]:
@@ -201,7 +220,7 @@ async def follow(events: Events, question: Question) -> AsyncGenerator[Batch, No
         if first is not None:
             yield first
         while True:
-            batch = await follower.step(lambda: events.position)
+            batch = await follower.step(events.position)
             if batch is not None:
                 yield batch
             if follower.position >= events.position:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -249,11 +250,12 @@ async def test_a_snapshot_is_of_the_jobs_asked_for_whatever_they_are_chosen_by(
     client: Client,
 ) -> None:
     agent = await make_agent(rt_of(client), name="Clerk")
-    for name, given in (
+    cases: list[tuple[str, Json]] = [
         ("found", {"assign": {"agent_id": agent.id}, "tags": ["x"]}),
         ("without a tag", {"assign": {"agent_id": agent.id}}),
         ("without an agent", {"tags": ["x"]}),
-    ):
+    ]
+    for name, given in cases:
         await make_job(rt_of(client), viewer=ADMIN, name=name, **given)
     where = {"agent": {"name": {"eq": "clerk"}}, "tags": {"any": ["x"]}}
     async with streaming(client, EVENTS, where=where, snapshot=True) as stream:
@@ -358,6 +360,45 @@ async def test_who_joins_while_others_write_misses_and_repeats_nothing(
     await asyncio.gather(*writers)
     done.set()
     await asyncio.gather(*listeners)
+
+
+async def test_many_who_come_at_once_join_though_others_never_stop_writing(
+    client: Client,
+) -> None:
+    rt, writing = rt_of(client), True
+    job = await make_job(rt, viewer=ADMIN)
+
+    async def write() -> None:
+        while writing:
+            await jobs.add_note(rt, ADMIN, job.id, "A note.")
+
+    async with AsyncExitStack() as stack:
+        sockets = [await stack.enter_async_context(connected(client)) for _ in range(40)]
+        writers = [asyncio.create_task(write()) for _ in range(3)]
+        ids = [await each.subscribe(EVENTS, after=START) for each in sockets]
+        await holds(lambda: hub(client).subscribers == len(sockets))
+        writing = False
+        await asyncio.gather(*writers)
+        expected = await logged(client)
+        for socket, id in zip(sockets, ids, strict=True):
+            assert await heard(socket, id, len(expected)) == expected
+
+
+async def test_who_is_told_too_much_while_they_join_goes_on_by_themselves(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signoff.hub.MAX_HELD_BYTES", 1)
+    rt = rt_of(client)
+    job = await make_job(rt, viewer=ADMIN)
+    async with AsyncExitStack() as stack:
+        sockets = [await stack.enter_async_context(connected(client)) for _ in range(10)]
+        ids = [await each.subscribe(EVENTS, after=START) for each in sockets]
+        for _ in range(60):
+            await jobs.add_note(rt, ADMIN, job.id, "A note.")
+        expected = await logged(client)
+        for socket, id in zip(sockets, ids, strict=True):
+            assert await heard(socket, id, len(expected)) == expected
+        await holds(lambda: hub(client).subscribers == len(sockets))
 
 
 async def test_those_who_ask_alike_share_one_execution_whatever_their_transport_and_position(
