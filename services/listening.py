@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
-from tortoise.expressions import Q, Subquery
+from tortoise import connections
+from tortoise.expressions import Q, RawSQL, Subquery
 from tortoise.models import Model
 from tortoise.queryset import QuerySet
 
 from models import Job, JobLog, JobLogType, PrunedLog
 from services.actors import Viewer
 from services.errors import InvalidInput
-from services.events import Events, Page, visible
+from services.events import Events, visible
 from services.filters import JobFilter, job_condition, listed
 
 T = TypeVar("T", bound=Model)
 
 REPLAYED = 100
-"""Entries that are read at once for one listener."""
+"""Entries that are told at once."""
+REPLAYED_CHARACTERS = 1_000_000
+"""Of them, where there is more than one."""
 MAX_SNAPSHOT = 1000
 
 Told = tuple[JobLog, Job]
@@ -56,10 +59,10 @@ class Question:
         if not wanted:
             return []
         ids = {row.job_id for row in wanted}
-        jobs = {job.id: job async for job in self._jobs(job_condition, ids)}
+        jobs = {job.id: job async for job in self._jobs(job_condition).filter(id__in=ids)}
         return [(row, jobs[row.job_id]) for row in wanted if row.job_id in jobs]
 
-    async def page(self, after: int, until: int) -> Page:
+    async def read(self, after: int, until: int) -> Stretch:
         """The first of the entries that concern the listener, from the table."""
         query = JobLog.filter(seq__gt=after, seq__lte=until, workspace_id=self.viewer.workspace_id)
         if self.where is not None or self.viewer.sight.owners is not None:
@@ -68,33 +71,32 @@ class Question:
             query = query.filter(job_id=self.job_id)
         if self.types is not None:
             query = query.filter(type__in=self.types)
-        rows = await query.order_by("seq").limit(REPLAYED)
-        return Page(rows, rows[-1].seq if len(rows) == REPLAYED else max(after, until))
+        found = first_of(await query.order_by("seq").limit(REPLAYED + 1), until)
+        return replace(found, gap=await self._was_removed(after, found.end))
 
-    async def was_removed(self, after: int, until: int) -> bool:
+    async def _was_removed(self, after: int, until: int) -> bool:
         """Whether retention removed entries of such jobs from this stretch of the log."""
         gaps = PrunedLog.filter(until_seq__gt=after, from_seq__lte=until)
         return await self._of_jobs(gaps).exists()
 
-    async def jobs_now(self, ids: Collection[UUID] | None = None) -> dict[UUID, Job]:
-        """The jobs as a list of them would show them; of those with `ids`, if given."""
+    async def jobs_now(self, after: int) -> tuple[list[Job], dict[int, UUID]]:
+        """The jobs as a list of them would show them, and their entries past `after`.
+
+        Both by one statement: whatever is written meanwhile, a job is shown with all that
+        these entries tell of it, and with nothing else.
+        """
         condition = listed if self.job_id is None else job_condition
-        query = self._jobs(condition, ids).order_by("-id").limit(MAX_SNAPSHOT + 1)
-        jobs = {job.id: job async for job in query}
+        shown = self._jobs(condition).annotate(shown=_entries(after))
+        jobs = await shown.order_by("-id").limit(MAX_SNAPSHOT + 1)
         if len(jobs) > MAX_SNAPSHOT:
             raise InvalidInput.at(
                 "snapshot", message=f"would be of more than {MAX_SNAPSHOT} jobs; narrow `where`"
             )
-        return jobs
+        return jobs, {seq: job.id for job in jobs for seq in _shown(job)}
 
-    def _jobs(
-        self,
-        condition: Callable[[JobFilter | None, Viewer], Q],
-        ids: Collection[UUID] | None,
-    ) -> QuerySet[Job]:
+    def _jobs(self, condition: Callable[[JobFilter | None, Viewer], Q]) -> QuerySet[Job]:
         query = Job.filter(condition(self.where, self.viewer))
-        query = query if self.job_id is None else query.filter(id=self.job_id)
-        return query if ids is None else query.filter(id__in=ids)
+        return query if self.job_id is None else query.filter(id=self.job_id)
 
     def _of_jobs(self, query: QuerySet[T]) -> QuerySet[T]:
         """Rows of the jobs that the viewer sees and asks for."""
@@ -102,6 +104,43 @@ class Question:
             query = query.filter(job_id=self.job_id)
         matching = Job.filter(job_condition(self.where, self.viewer)).values("id")
         return query.filter(job_id__in=Subquery(matching))
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Entries in order that a listener asks for, and the position up to which they are all.
+
+    `gap` says that retention removed some of them.
+    """
+
+    rows: Sequence[JobLog]
+    end: int
+    gap: bool = False
+
+
+def first_of(rows: Sequence[JobLog], until: int) -> Stretch:
+    """As many of the entries as are told at once; they are all there are up to `until`."""
+    characters = 0
+    for count, row in enumerate(rows):
+        characters += len(row.payload_json or "") + len(row.message or "")
+        if count and (count == REPLAYED or characters > REPLAYED_CHARACTERS):
+            return Stretch(rows[:count], rows[count - 1].seq)
+    return Stretch(rows, until)
+
+
+def _entries(after: int) -> RawSQL:
+    """The positions of a job's entries past `after`, with commas between."""
+    on_sqlite = connections.get("default").capabilities.dialect == "sqlite"
+    joined = 'group_concat("seq")' if on_sqlite else """string_agg("seq"::text, ',')"""
+    return RawSQL(
+        f'(SELECT {joined} FROM "job_logs" '  # noqa: S608 - a number and constants
+        f'WHERE "job_logs"."job_id" = "jobs"."id" AND "seq" > {after:d})'
+    )
+
+
+def _shown(job: Job) -> list[int]:
+    found = cast("str | None", cast("Any", job).shown)
+    return [int(seq) for seq in found.split(",")] if found else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,38 +178,22 @@ class Follower:
         asked = self._question
         self.base = self._events.position
         self.position = self.base if asked.after is None else asked.after
-        if asked.after is None or asked.snapshot:
+        if asked.after is None:
             self._known = await visible(self.base)
-        jobs = await self._snapshot() if asked.snapshot else None
-        if asked.after is not None:
-            self._known.clear()
-        if jobs is None:
+        if not asked.snapshot:
             return None
+        jobs, shown = await asked.jobs_now(self.base)
+        if asked.after is None:
+            self._known |= shown
         return Batch(self.position, (), caught_up=False, snapshot=jobs)
 
-    async def _snapshot(self) -> list[Job]:
-        """The jobs at one moment: just when the entries known were those that could be seen.
-
-        Every change of a job comes with an entry, so a job that was read too early is known by
-        an entry that was not there before.
-        """
-        jobs = await self._question.jobs_now()
-        while True:
-            seen = await visible(self.base)
-            changed = {job_id for seq, job_id in seen.items() if seq not in self._known}
-            self._known = seen
-            if not changed:
-                return list(jobs.values())
-            for job_id in changed:
-                jobs.pop(job_id, None)
-            jobs |= await self._question.jobs_now(changed)
-
-    async def step(self, present: Callable[[], int]) -> Batch | None:
-        """What follows, as far as `present`; None if there is nothing to tell of it."""
-        page = await self._read(present())
+    async def step(self, until: int) -> Batch | None:
+        """What follows, as far as `until`; None if there is nothing to tell of it."""
+        page = await self._read(until)
         told = await self._question.pick([row for row in page.rows if row.seq not in self._known])
         self.position = page.end
-        arrived = not self._caught_up and self.position >= max(present(), self.base)
+        self._gap = self._gap or page.gap
+        arrived = not self._caught_up and self.position >= max(until, self.base)
         self._caught_up = self._caught_up or arrived
         if not told and not arrived:
             return None
@@ -178,20 +201,14 @@ class Follower:
         self._gap = False
         return batch
 
-    async def _read(self, until: int) -> Page:
+    async def _read(self, until: int) -> Stretch:
         if until <= self.position:
-            return Page([], self.position)
-        page = await self._question.page(self.position, until)
-        self._gap = self._gap or await self._question.was_removed(self.position, page.end)
-        return page
+            return Stretch((), self.position)
+        return await self._question.read(self.position, until)
 
-    def is_at(self, position: int) -> bool:
-        """Whether whoever was told all up to `position` needs to be told just the same from now."""
-        return (
-            self._caught_up
-            and self.position == position
-            and all(seq <= position for seq in self._known)
-        )
+    def may_join(self, position: int) -> bool:
+        """Whether all past `position` is still to be told to them."""
+        return self.position <= position and all(seq <= position for seq in self._known)
 
 
 async def follow(events: Events, question: Question) -> AsyncGenerator[Batch, None]:
@@ -203,7 +220,7 @@ async def follow(events: Events, question: Question) -> AsyncGenerator[Batch, No
         if first is not None:
             yield first
         while True:
-            batch = await follower.step(lambda: events.position)
+            batch = await follower.step(events.position)
             if batch is not None:
                 yield batch
             if follower.position >= events.position:

@@ -1,9 +1,9 @@
 """Subscriptions of one process: what several ask for alike is executed and encoded once.
 
-A subscriber is first told by itself what is past its position, at its own pace. Once it has
-been told as much as the others, it joins them, and from then on gets the bytes that were made
-for all. A group takes each entry of the log once; who joins between two entries is told of the
-second, and was told of the first before.
+A subscriber is first told by itself what is past its position, at its own pace. Once little is
+missing, it joins the others, and from then on gets the bytes that were made for all; they are
+held for it until it was told the rest. A group takes each entry of the log once; who joins
+between two entries is told of the second with the others, and of the first by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -28,8 +28,7 @@ from schema.sharing import Enquiry, Selection, Sharable
 from schema.sharing import Messages as Telling
 from services.actors import Viewer
 from services.errors import DatabaseUnavailable, RateLimited
-from services.events import Page
-from services.listening import Batch, Follower, Question
+from services.listening import Batch, Follower, Question, Stretch, first_of
 from services.runtime import Runtime
 from signoff import results
 from signoff.asked import Asked, encoded
@@ -41,6 +40,8 @@ from signoff.subscribers import Subscriber
 REPLAYS = 16
 """Listeners that are brought up to date at once; the others wait for their turn."""
 RETRY_SECONDS = 0.5
+MAX_HELD_BYTES = 262_144
+"""Of what the others are told while who joins them is told the last of what was before."""
 BYTES_A_UNIT = 20
 """What an answer costs, by what is sent: executing takes about as long."""
 T = TypeVar("T")
@@ -96,10 +97,8 @@ class Hub:
         """Bring the subscriber up to the present, then tell them; returns what ends it."""
         try:
             with self._group(asked, question, telling) as group:
-                await self._replay(group, question, subscriber)
-                ended = group.join(subscriber, question.viewer.budget)
-                self._joined[subscriber] = group
-            return await ended
+                membership = await self._replay(group, question, subscriber)
+            return await membership.ended
         finally:
             self.leave(subscriber)
 
@@ -157,44 +156,73 @@ class Hub:
         jobs: set[UUID | None] = {None, *(row.job_id for row in rows)}
         return [group for job_id in jobs for group in self._by_job.get(job_id, ())]
 
-    async def _replay(self, group: Group, question: Question, subscriber: Subscriber) -> None:
-        """Tell the subscriber all that the group was told."""
+    async def _replay(self, group: Group, question: Question, subscriber: Subscriber) -> Membership:
+        """Tell the subscriber all that the group was told, and make them a member."""
         follower = Follower(self.rt.events, question)
-        await patiently(self.rt.events.complete_until)  # else caughtUp would come too early
-        snapshot = await self._in_turn(follower.begin)
-        await group.past(follower.base - 1)
         tell = partial(self._tell, group, subscriber, question.viewer.budget)
-        await tell(snapshot)
+        await patiently(self.rt.events.complete_until)  # else caughtUp would come too early
+        await tell(follower.begin)
+        await group.past(follower.base - 1)
         while True:
-            batch = await self._in_turn(partial(follower.step, lambda: group.position))
-            await tell(batch)
-            if follower.is_at(group.position):
-                return
-            if follower.position >= group.position:
+            until = group.position
+            await tell(partial(follower.step, until))
+            if follower.position >= until and follower.may_join(group.position):
+                membership = self._join(group, subscriber, question.viewer.budget)
+                until = group.position
+                while follower.position < until:
+                    await tell(partial(follower.step, until))
+                self.rt.telemetry.frames.inc(membership.release(subscriber))
+                if subscriber in group.members or membership.ended.done():
+                    return membership
+            elif follower.position >= group.position:
                 await group.past(max(group.position, follower.position - 1))
 
+    def _join(self, group: Group, subscriber: Subscriber, budget: str) -> Membership:
+        self._joined[subscriber] = group
+        return group.join(subscriber, budget)
+
     async def _tell(
-        self, group: Group, subscriber: Subscriber, budget: str, batch: Batch | None
+        self,
+        group: Group,
+        subscriber: Subscriber,
+        budget: str,
+        read: Callable[[], Awaitable[Batch | None]],
     ) -> None:
         """Tell one subscriber, at their pace, and no faster than their budget comes back."""
-        if batch is None:
-            return
-        answers = await self._in_turn(partial(group.answers, batch))
-        while True:
-            try:
-                charge(self.rt, budget, answers)
-                break
-            except RateLimited as error:
-                await asyncio.sleep(error.retry_after)
+        answers = await self._in_turn(budget, partial(group.told, read))
         for messages in parts(answers):
             if subscriber.tell(messages):
                 self.rt.telemetry.frames.inc(messages.count)
             await subscriber.ready()
 
-    async def _in_turn(self, do: Callable[[], Awaitable[T]]) -> T:
-        """What `do` makes, once the database answers; not for too many listeners at once."""
-        async with self._replays:
-            return await patiently(do)
+    async def _in_turn(
+        self, budget: str, make: Callable[[], Awaitable[list[bytes]]]
+    ) -> list[bytes]:
+        """What is made for one listener; not for too many at once, nor for who has used all up.
+
+        It is paid for afterwards, so nobody keeps it while they wait until they can.
+        """
+        while True:
+            async with self._replays:
+                try:
+                    self.rt.rates.check(budget)
+                except RateLimited as error:
+                    seconds = error.retry_after
+                else:
+                    answers = await make()
+                    self.rt.rates.owe(budget, self._price(answers))
+                    return answers
+            await asyncio.sleep(seconds)
+
+    def charge(self, budget: str, answers: Sequence[bytes]) -> None:
+        """Take what answers cost; raises `RateLimited` where nothing was left before."""
+        self.rt.rates.check(budget)
+        self.rt.rates.owe(budget, self._price(answers))
+
+    def _price(self, answers: Sequence[bytes]) -> int:
+        """Of finding and making them; never more than a budget holds."""
+        units = OPERATION + sum(OPERATION + len(each) // BYTES_A_UNIT for each in answers)
+        return min(units, self.rt.rates.burst)
 
 
 class Group:
@@ -216,11 +244,11 @@ class Group:
         """While it does nothing, there is nothing for it in all that the hub has seen."""
         return self._hub.position if self._task is None else self._taken
 
-    def join(self, subscriber: Subscriber, budget: str) -> asyncio.Future[GraphQLError]:
-        """Tell them from now on; it ends with an error."""
+    def join(self, subscriber: Subscriber, budget: str) -> Membership:
+        """Tell them from now on, once they are released."""
         ended = asyncio.get_running_loop().create_future()
-        self.members[subscriber] = Membership(ended, budget)
-        return ended
+        membership = self.members[subscriber] = Membership(ended, budget)
+        return membership
 
     def wake(self, before: int) -> None:
         """There is something after the position `before`."""
@@ -240,8 +268,13 @@ class Group:
             else:
                 await self._moved.wait()
 
-    async def answers(self, batch: Batch) -> list[bytes]:
-        """What a batch is told in, encoded. Raises `Unavailable`."""
+    async def told(self, read: Callable[[], Awaitable[Batch | None]]) -> list[bytes]:
+        """What the batch that is read is told in, encoded."""
+        batch = await patiently(read)
+        return [] if batch is None else await patiently(partial(self._answers, batch))
+
+    async def _answers(self, batch: Batch) -> list[bytes]:
+        """Raises `Unavailable`."""
         context = Context(self._hub.rt, self.question.viewer)  # whose loaders read anew
         return [encoded(each) for each in await self._selection.results(context, batch)]
 
@@ -265,35 +298,45 @@ class Group:
         self._taken = page.end
         self._move()
         members = list(self.members)
-        if members:
-            answers = await patiently(partial(self._told, page))
-            self._charge(answers)
+        if members and (page.rows or page.gap):
+            answers = await self.told(partial(self._batch, page))
+            self._charge(members, answers)
             for messages in parts(answers):
                 self._tell(members, messages)
                 await asyncio.sleep(0)  # lets the sockets send
 
-    async def _page(self) -> Page:
+    async def _page(self) -> Stretch:
+        """Raises `Unavailable`."""
         until = self._hub.position
         rows = self._hub.rt.events.recent(self._taken, until) if self.members else ()
         if rows is None:
-            return await self.question.page(self._taken, until)
-        return Page(list(rows), until)
+            return await self.question.read(self._taken, until)
+        return first_of([row for row in rows if self.question.wants(row)], until)
 
-    async def _told(self, page: Page) -> list[bytes]:
+    async def _batch(self, page: Stretch) -> Batch | None:
+        """Raises `Unavailable`. All members have caught up."""
         told = await self.question.pick(page.rows)
-        if not told:
-            return []
-        return await self.answers(Batch(page.end, told, caught_up=page.end >= self._hub.position))
+        if not told and not page.gap:
+            return None
+        return Batch(page.end, told, caught_up=True, gap=page.gap)
 
     def _tell(self, members: Sequence[Subscriber], messages: Messages) -> None:
-        told = sum(each.tell(messages) for each in members if each in self.members)
+        told = 0
+        for each in members:
+            membership = self.members.get(each)
+            if membership is None:
+                continue
+            if membership.held is None:
+                told += each.tell(messages)
+            elif not membership.hold(messages):
+                self._hub.leave(each)
         self._hub.rt.telemetry.frames.inc(told * messages.count)
 
-    def _charge(self, answers: Sequence[bytes]) -> None:
+    def _charge(self, members: Sequence[Subscriber], answers: Sequence[bytes]) -> None:
         """Each budget pays once, as if nobody else listened; where it is empty, that is the end."""
-        for budget in {each.budget for each in self.members.values()}:
+        for budget in {self.members[each].budget for each in members if each in self.members}:
             try:
-                charge(self._hub.rt, budget, answers)
+                self._hub.charge(budget, answers)
             except RateLimited as error:
                 self._fail(error, budget)
 
@@ -306,22 +349,32 @@ class Group:
                 self._hub.leave(each)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Membership:
-    """How a subscriber hears of the end, and who pays for what they are told."""
+    """How a subscriber hears of the end, and who pays for what they are told.
+
+    `held` is what they are told when all before it has been; None from then on.
+    """
 
     ended: asyncio.Future[GraphQLError]
     budget: str
+    held: list[Messages] | None = field(default_factory=list[Messages])
+
+    def hold(self, messages: Messages) -> bool:
+        """Keep it for them; False, and nothing is kept any more, where that would be too much."""
+        held = [*(self.held or ()), messages]
+        fits = sum(each.size for each in held) <= MAX_HELD_BYTES
+        self.held = held if fits else []
+        return fits
+
+    def release(self, subscriber: Subscriber) -> int:
+        """Tell them what was held, and hold nothing more; returns how many messages."""
+        held, self.held = self.held or (), None
+        return sum(each.count for each in held if subscriber.tell(each))
 
     def end(self, error: GraphQLError) -> None:
         if not self.ended.done():
             self.ended.set_result(error)
-
-
-def charge(rt: Runtime, budget: str, answers: Sequence[bytes]) -> None:
-    """What it cost to make these answers, or all that a budget holds; raises `RateLimited`."""
-    units = sum(OPERATION + len(each) // BYTES_A_UNIT for each in answers)
-    rt.rates.charge(budget, min(units, rt.rates.burst))
 
 
 async def patiently(do: Callable[[], Awaitable[T]]) -> T:

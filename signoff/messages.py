@@ -16,6 +16,7 @@ class Messages:
 
     def __init__(self, answers: Sequence[bytes]) -> None:
         self.count = len(answers)
+        self.size = sum(map(len, answers))
         self._answers = answers
         self._framed: dict[int, list[tuple[bytes, bytes]]] = {}
         self._last: tuple[bytes, bytes] = b"", b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from tests.support.graphql import (
     new_job,
     revoke_key,
 )
-from tests.support.making import ADMIN, MEMBER, READER, holds, make_job
+from tests.support.making import ADMIN, MEMBER, READER, holds, make_agent, make_job
 from tests.support.running import AiohttpClient, Client, settings_for
 from tests.support.sockets import Socket, Stream, connected, streaming
 
@@ -132,6 +133,25 @@ async def test_who_is_up_to_date_hears_so_at_once_in_an_empty_batch(client: Clie
             assert [each["message"] for each in new["events"]] == [f"after {after}"]
 
 
+async def test_who_has_caught_up_stays_so_however_much_is_written(client: Client) -> None:
+    rt = rt_of(client)
+    job = await make_job(rt, viewer=ADMIN)
+
+    async def write() -> None:
+        for _ in range(30):
+            await jobs.add_note(rt, ADMIN, job.id, "A note.")
+
+    async with connected(client) as socket:
+        id = await socket.subscribe(EVENTS)
+        assert batch(await socket.next(id))["caughtUp"]
+        writers = [asyncio.create_task(write()) for _ in range(5)]
+        told: list[Json] = []
+        while sum(len(each["events"]) for each in told) < 150:
+            told.append(batch(await socket.next(id)))
+        await asyncio.gather(*writers)
+    assert [each["caughtUp"] for each in told] == [True] * len(told)
+
+
 async def test_a_long_replay_comes_in_batches_of_which_only_the_last_has_caught_up(
     client: Client,
 ) -> None:
@@ -198,7 +218,7 @@ async def test_a_position_that_is_none_is_an_error_with_its_path(client: Client)
 
 async def test_a_snapshot_and_what_follows_it_make_up_the_present(client: Client) -> None:
     rt, writing = rt_of(client), True
-    made = [await make_job(rt, viewer=ADMIN, name=f"{n}") for n in range(5)]
+    made = [await make_job(rt, viewer=ADMIN, name=f"{n}") for n in range(24)]
 
     async def write(seed: int) -> None:
         chance = random.Random(seed)  # noqa: S311
@@ -209,9 +229,8 @@ async def test_a_snapshot_and_what_follows_it_make_up_the_present(client: Client
                 {"id": made[seed].id, "name": f"{chance.random()}"}
             )
             await jobs.update(rt, ADMIN, command)
-            await asyncio.sleep(0.01)
 
-    writers = [asyncio.create_task(write(seed)) for seed in range(3)]
+    writers = [asyncio.create_task(write(seed)) for seed in range(24)]
     for _ in range(5):
         versions: dict[str, int] = {}
         async with streaming(client, EVENTS, snapshot=True) as stream:
@@ -225,6 +244,22 @@ async def test_a_snapshot_and_what_follows_it_make_up_the_present(client: Client
                     versions[job_id] = version
     writing = False
     await asyncio.gather(*writers)
+
+
+async def test_a_snapshot_is_of_the_jobs_asked_for_whatever_they_are_chosen_by(
+    client: Client,
+) -> None:
+    agent = await make_agent(rt_of(client), name="Clerk")
+    cases: list[tuple[str, Json]] = [
+        ("found", {"assign": {"agent_id": agent.id}, "tags": ["x"]}),
+        ("without a tag", {"assign": {"agent_id": agent.id}}),
+        ("without an agent", {"tags": ["x"]}),
+    ]
+    for name, given in cases:
+        await make_job(rt_of(client), viewer=ADMIN, name=name, **given)
+    where = {"agent": {"name": {"eq": "clerk"}}, "tags": {"any": ["x"]}}
+    async with streaming(client, EVENTS, where=where, snapshot=True) as stream:
+        assert [each["name"] for each in batch(await stream.next())["snapshot"]] == ["found"]
 
 
 async def test_a_snapshot_of_too_many_jobs_is_refused_with_a_path(
@@ -325,6 +360,45 @@ async def test_who_joins_while_others_write_misses_and_repeats_nothing(
     await asyncio.gather(*writers)
     done.set()
     await asyncio.gather(*listeners)
+
+
+async def test_many_who_come_at_once_join_though_others_never_stop_writing(
+    client: Client,
+) -> None:
+    rt, writing = rt_of(client), True
+    job = await make_job(rt, viewer=ADMIN)
+
+    async def write() -> None:
+        while writing:
+            await jobs.add_note(rt, ADMIN, job.id, "A note.")
+
+    async with AsyncExitStack() as stack:
+        sockets = [await stack.enter_async_context(connected(client)) for _ in range(40)]
+        writers = [asyncio.create_task(write()) for _ in range(3)]
+        ids = [await each.subscribe(EVENTS, after=START) for each in sockets]
+        await holds(lambda: hub(client).subscribers == len(sockets))
+        writing = False
+        await asyncio.gather(*writers)
+        expected = await logged(client)
+        for socket, id in zip(sockets, ids, strict=True):
+            assert await heard(socket, id, len(expected)) == expected
+
+
+async def test_who_is_told_too_much_while_they_join_goes_on_by_themselves(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signoff.hub.MAX_HELD_BYTES", 1)
+    rt = rt_of(client)
+    job = await make_job(rt, viewer=ADMIN)
+    async with AsyncExitStack() as stack:
+        sockets = [await stack.enter_async_context(connected(client)) for _ in range(10)]
+        ids = [await each.subscribe(EVENTS, after=START) for each in sockets]
+        for _ in range(60):
+            await jobs.add_note(rt, ADMIN, job.id, "A note.")
+        expected = await logged(client)
+        for socket, id in zip(sockets, ids, strict=True):
+            assert await heard(socket, id, len(expected)) == expected
+        await holds(lambda: hub(client).subscribers == len(sockets))
 
 
 async def test_those_who_ask_alike_share_one_execution_whatever_their_transport_and_position(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +21,7 @@ from signoff.app import RUNTIME, create_app
 from signoff.auth import Gate
 from signoff.guarding import Attempts, network
 from tests.support.graphql import Json, answer, gql, make_key
-from tests.support.making import ADMIN, make_job
+from tests.support.making import ADMIN, holds, make_job
 from tests.support.running import AiohttpClient, Client, settings_for
 from tests.support.sockets import PROTOCOL, connected
 
@@ -298,6 +300,38 @@ async def test_what_happened_before_is_told_as_the_budget_comes_back(
             events = (await socket.next(id))["data"]["jobEvents"]["events"]
             told += [each["message"] for each in events]
     assert told == [None] + [NOTE] * 99
+
+
+async def test_a_dear_replay_is_told_also_to_who_uses_all_that_comes_back(
+    database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient
+) -> None:
+    settings = settings_for(database_url, tmp_path, rate_per_minute=60_000, max_cost=10_000)
+    client = await aiohttp_client(create_app(settings))
+    rates = client.app[RUNTIME].rates
+    await noted(client, 90)
+
+    async def use() -> None:
+        while True:
+            with suppress(RateLimited):
+                rates.charge(ADMIN.budget, 50)
+            await asyncio.sleep(0.02)
+
+    using = asyncio.create_task(use())
+    async with connected(client) as socket:
+        id = await socket.subscribe(EVENTS, after="MA")
+        told = (await socket.next(id))["data"]["jobEvents"]["events"]
+        assert [each["message"] for each in told] == [None] + [NOTE] * 90
+    using.cancel()
+
+
+async def test_looking_for_events_costs_though_none_is_found(slow: Client) -> None:
+    query = """subscription { jobEvents(where: {name: {eq: "None of this name"}}) { cursor } }"""
+    async with connected(slow) as socket:
+        await socket.next(await socket.subscribe(query))
+        rates = slow.app[RUNTIME].rates
+        before = rates.left(ADMIN.budget) or 0
+        await noted(slow, 1)
+        await holds(lambda: rates.left(ADMIN.budget) in (before - 10, before - 20))
 
 
 async def left(client: Client) -> int:
