@@ -65,13 +65,17 @@ async def of_log(job: Job) -> Verification:
     return await _job(job.id, job.workspace_id)
 
 
-async def of_workspace(viewer: Viewer) -> Verification:
-    """Of all its jobs and of its audit log, for admins; raises `Forbidden` or `LimitExceeded`."""
+async def of_workspace(viewer: Viewer, counted: Callable[[int], None]) -> Verification:
+    """Of all its jobs and of its audit log, for admins; raises `Forbidden` or `LimitExceeded`.
+
+    Tells `counted` of the entries and logs that it goes through, as it goes.
+    """
     audit.demand_whole(viewer)
     total = Total()
     async with aclosing(logs(viewer.workspace_id)) as found:
         async for log in found:
             total.add(log)
+            counted(1 + log.found.checked)
             if total.size > MAX_ENTRIES:
                 message = "The logs are too long for one request; run: signoff verify-audit"
                 raise LimitExceeded(message, MAX_ENTRIES)

@@ -27,7 +27,7 @@ from schema.failures import shown_failure
 from schema.sharing import Enquiry, Selection, Sharable
 from schema.sharing import Messages as Telling
 from services.actors import Viewer
-from services.errors import DatabaseUnavailable, RateLimited
+from services.errors import DatabaseUnavailable, LimitExceeded, RateLimited
 from services.listening import Batch, Follower, Question, Stretch, first_of
 from services.runtime import Runtime
 from signoff import results
@@ -37,6 +37,8 @@ from signoff.messages import Messages, parts
 from signoff.results import NotExecuted
 from signoff.subscribers import Subscriber
 
+MAX_ASKED_BYTES = 131_072
+"""Of a subscription's request with all that is in it, which is kept as long as it is open."""
 REPLAYS = 16
 """Listeners that are brought up to date at once; the others wait for their turn."""
 RETRY_SECONDS = 0.5
@@ -82,6 +84,9 @@ class Hub:
                 await subscriber.send(payload)
         if enquiry.asked is None:
             return
+        if asked.size > MAX_ASKED_BYTES:
+            message = f"A subscription is kept, so it has at most {MAX_ASKED_BYTES} bytes."
+            raise NotExecuted([shown_failure(LimitExceeded(message, MAX_ASKED_BYTES))])
         sharable = Sharable(self._guard.text(asked), asked.variables, asked.operation_name)
         try:
             ended_by = await self._listen(sharable, *enquiry.asked, subscriber)

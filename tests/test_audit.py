@@ -202,7 +202,7 @@ async def remove(entry: JobLog) -> None:
 async def broken(job: Job) -> tuple[int | None, int]:
     """The first broken entry, and how many before it are well; all of them together say so too."""
     found = await verified(job)
-    everything = await verification.of_workspace(ADMIN)
+    everything = await verification.of_workspace(ADMIN, int)
     assert (found.ok, everything.first_broken) == (False, found.first_broken)
     assert found.problem == f"entry {found.first_broken} is not the one written"
     return found.first_broken, found.checked
@@ -485,11 +485,11 @@ async def test_a_workspace_has_an_audit_log_of_its_own(rt: Runtime) -> None:
     ):
         page = await audit.entries(viewer, Window())
         assert [row.action for row in page.rows] == actions
-        found = await verification.of_workspace(viewer)
+        found = await verification.of_workspace(viewer, int)
         assert (found.ok, found.checked) == (True, checked)
     await Job.filter(workspace_id=other.id).update(log_head="")
-    assert (await verification.of_workspace(ADMIN)).ok
-    assert not (await verification.of_workspace(theirs)).ok
+    assert (await verification.of_workspace(ADMIN, int)).ok
+    assert not (await verification.of_workspace(theirs, int)).ok
 
 
 async def test_what_was_moved_to_another_workspace_is_named(rt: Runtime) -> None:
@@ -520,10 +520,10 @@ async def test_the_audit_log_has_a_chain_of_its_own(rt: Runtime) -> None:
         await audit.record(ADMIN, "thing.done", f"thing_{number}", {})
 
     await asyncio.gather(*(do(rt, number) for number in range(20)))
-    assert (await verification.of_workspace(ADMIN)).checked == 20
+    assert (await verification.of_workspace(ADMIN, int)).checked == 20
     third = (await AuditEntry.all().order_by("seq"))[2]
     await AuditEntry.filter(seq=third.seq).update(actor_name="Eve")
-    found = await verification.of_workspace(ADMIN)
+    found = await verification.of_workspace(ADMIN, int)
     assert found.problem == f"workspace_1: entry {third.seq} is not the one written"
     page = await audit.entries(ADMIN, Window(first=2))
     assert [row.subject for row in page.rows] == [
@@ -547,12 +547,12 @@ async def test_who_sees_a_job_may_verify_it_and_admins_all(
         await verification.of_job(replace(ADMIN, workspace_id=2), job.id)
     for viewer in (MEMBER, READER, *narrow):
         with pytest.raises(Forbidden):
-            await verification.of_workspace(viewer)
+            await verification.of_workspace(viewer, int)
         with pytest.raises(Forbidden):
             await audit.entries(viewer, Window())
     monkeypatch.setattr(verification, "MAX_ENTRIES", 0)
     with pytest.raises(LimitExceeded, match="signoff verify-audit"):
-        await verification.of_workspace(ADMIN)
+        await verification.of_workspace(ADMIN, int)
 
 
 async def test_over_http(client: Client, database_url: str) -> None:

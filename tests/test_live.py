@@ -22,7 +22,7 @@ from services.runtime import Runtime
 from signoff import subscribers
 from signoff.app import RUNTIME, VIEW, create_app
 from signoff.frames import next_head
-from signoff.hub import Hub
+from signoff.hub import MAX_ASKED_BYTES, Hub
 from signoff.messages import Messages
 from tests.support.graphql import (
     Json,
@@ -663,6 +663,28 @@ async def test_too_dear_a_subscription_is_refused_before_anybody_listens(
             await socket.ping()
     assert error["extensions"]["code"] == "COST_EXCEEDED"
     assert (hub(client).subscribers, hub(client).groups) == (0, 0)
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+async def test_a_subscription_is_kept_and_so_it_is_no_larger_than_this(
+    client: Client, transport: str
+) -> None:
+    query = "subscription { jobEvents { caughtUp } }"
+    large = "x" * MAX_ASKED_BYTES
+    if transport == "sse":
+        async with streaming(client, query, spare=large) as stream:
+            (error,) = (await stream.next())["errors"]
+            assert await stream.event() == ("complete", None)
+    else:
+        async with connected(client) as socket:
+            id = await socket.subscribe(query, spare=large)
+            message = await socket.receive()
+            assert (message["type"], message["id"]) == ("error", id)
+            (error,) = message["payload"]
+            id = await socket.subscribe(query, spare="x" * (MAX_ASKED_BYTES - 500))
+            assert batch(await socket.next(id))["caughtUp"] is True
+    assert error["extensions"]["code"] == "LIMIT_EXCEEDED"
+    assert str(MAX_ASKED_BYTES) in error["message"]
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])

@@ -334,6 +334,17 @@ async def test_looking_for_events_costs_though_none_is_found(slow: Client) -> No
         await holds(lambda: rates.left(ADMIN.budget) in (before - 10, before - 20))
 
 
+async def test_verifying_a_log_costs_for_each_entry(slow: Client) -> None:
+    query, logs = "{ verifyAudit { checked } }", 2  # the audit log and the job's
+    await noted(slow, 9)
+    await answer(slow, query)  # now its document is known
+    before = await left(slow)
+    body = await answer(slow, query)
+    entries = body["data"]["verifyAudit"]["checked"]
+    assert entries >= 10
+    assert before - await left(slow) - COST == 12 + 3 * (entries + logs)
+
+
 async def left(client: Client) -> int:
     body: Json = {"query": VIEWER, "extensions": {"cost": True}}
     async with client.post("/graphql", json=body) as response:
