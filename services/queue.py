@@ -304,10 +304,11 @@ async def _next(sql: str) -> datetime | None:
     return instant(row[0])
 
 
-# The places of those that are due, whichever agents they belong to.
-RESUME = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
-    FROM (SELECT "job_id" AS "id" FROM "queue_entries"
-          WHERE "state" = 'AWAITING' AND "ready_at" <= $2 ORDER BY "ready_at" LIMIT $3{lock}) "due"
+# The places of those that are due, whichever agents they belong to. They are found once, by a WITH:
+# Postgres may go through a subquery once per row, and finds others behind those it locked before.
+RESUME = """WITH "due" AS MATERIALIZED (SELECT "job_id" AS "id" FROM "queue_entries"
+        WHERE "state" = 'AWAITING' AND "ready_at" <= $2 ORDER BY "ready_at" LIMIT $3{lock})
+    UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1 FROM "due"
     WHERE "queue_entries"."job_id" = "due"."id" AND "queue_entries"."state" || '' = 'AWAITING'
     RETURNING "job_id", "number", "failures" """
 NEXT_AWAITED = """SELECT min("ready_at") FROM "queue_entries" WHERE "state" = 'AWAITING'"""

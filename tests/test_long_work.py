@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from models import (
     StatusReason,
     jsontext,
 )
-from services import agents, assignment, decisions, execution
+from models.base import uuid7
+from services import agents, assignment, decisions, execution, queue
 from services.agent_http import locations, verify
 from services.assignment import ReassignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob
@@ -31,6 +33,7 @@ from services.runtime import Runtime
 from services.values import public_id
 from services.waiting import running_counts
 from signoff.app import RUNTIME
+from signoff.wiring import runtime
 from tests.fakes.agents import Behaviour, Received, fake_agent
 from tests.support import consistency
 from tests.support.graphql import gql, make_key
@@ -53,7 +56,7 @@ from tests.support.making import (
     stalls,
     until,
 )
-from tests.support.running import Client
+from tests.support.running import Client, settings_for
 
 PUBLIC = "http://signoff.test/base"
 FOREVER = 3600
@@ -380,6 +383,20 @@ async def test_a_thousand_jobs_that_wait_hold_no_worker(rt: Runtime, database_ur
         await in_phase(await Job.get(id=waiting.job_id), JobPhase.AWAITING_AGENT)
         assert await QueueEntry.filter(state=QueueState.WAITING).count() == 0
     await consistency.check(database_url)
+
+
+async def test_a_worker_takes_no_more_looks_than_it_has_places_for(
+    database_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, tmp_path)
+    async with runtime(settings, allow_private_agents=True, work=False) as rt:
+        agent = await make_agent(rt)
+        for _ in range(5):
+            await execute(rt, await make_job(rt, agent), wait_seconds=0)
+        now = datetime.now(UTC)
+        await QueueEntry.all().update(state=QueueState.AWAITING, ready_at=now)
+        for rest in (2, 2, 1, 0):
+            assert len((await queue.resume(uuid7(), 2, now)).taken) == rest
 
 
 async def test_paused_agents_and_open_circuits_hold_up_no_answer(rt: Runtime) -> None:
