@@ -399,6 +399,30 @@ async def test_a_worker_takes_no_more_looks_than_it_has_places_for(
             assert len((await queue.resume(uuid7(), 2, now)).taken) == rest
 
 
+async def test_looks_that_hang_leave_places_to_other_work(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def hangs_when_asked(received: Received) -> None:
+        await (patient if received.start_line.startswith("POST") else stalls)(received)
+
+    settings = settings_for(database_url, tmp_path, max_executions=4)
+    async with (
+        fake_agent(hangs_when_asked) as fake,
+        fake_agent(says_ok) as other,
+        runtime(settings, allow_private_agents=True) as rt,
+    ):
+        for _ in range(4):
+            await awaited(rt, fake.url)
+        now = datetime.now(UTC)
+        await QueueEntry.all().update(ready_at=now)
+        rt.engine.wake(now)
+        await holds(lambda: methods(fake.received).count("GET") >= 2)
+        done = await execute(rt, await make_job(rt, await make_agent(rt, other.url)))
+        assert done.status is JobStatus.COMPLETED
+        assert methods(fake.received).count("GET") == 2
+        assert await QueueEntry.filter(state=QueueState.AWAITING).count() == 2
+
+
 async def test_paused_agents_and_open_circuits_hold_up_no_answer(rt: Runtime) -> None:
     async with fake_agent(in_turn(later("/w", "retry-after: 1"), says_ok)) as fake:
         agent = await make_agent(rt, fake.url, rate_per_minute=1)
