@@ -201,6 +201,19 @@ def test_url_of_a_path_never_leaves_the_agent() -> None:
         assert locations.url_at(path, "http://agent.test:81/run").host == "agent.test"
 
 
+@pytest.mark.parametrize(
+    ("location", "endpoint"),
+    [
+        ("https://agent.test:443/w?x=%2F", "https://agent.test/run"),
+        ("http://agent.test/w?x=%2F", "http://agent.test:80/run"),
+        ("HTTPS://Agent.Test/w?x=%2F", "https://agent.test/run"),
+        ("https://xn--mnchen-3ya.test/w?x=%2F", "https://münchen.test/run"),
+    ],
+)
+def test_an_origin_is_the_same_in_each_of_its_spellings(location: str, endpoint: str) -> None:
+    assert locations.path_of(location, endpoint) == "/w?x=%2F"
+
+
 async def test_202_without_any_way_back_is_an_error(rt: Runtime) -> None:
     async with fake_agent(later(None)) as fake:
         job = await make_job(rt, await make_agent(rt, fake.url))
