@@ -187,6 +187,10 @@ def _too_late(this: Run) -> AgentCallFailed:
     )
 
 
+LOOKED = """UPDATE "long_calls" SET "polls" = $2, "trouble" = $3
+    WHERE "attempt_id" = $1 AND "answered_at" IS NULL"""
+
+
 @atomic
 async def _give_back(
     rt: Runtime,
@@ -196,7 +200,10 @@ async def _give_back(
     ready_at: datetime,
     trouble: AgentCallFailed | None,
 ) -> None:
-    """The job stays as it is, so its version does; the worker's entry is the fence."""
+    """The job stays as it is, so its version does; the worker's entry is the fence.
+
+    The worker may have the entry again, after a callback, so it is asked for that as well.
+    """
 
     async def gone() -> None:
         raise NotFound(public_id("job", this.job.id))
@@ -209,8 +216,8 @@ async def _give_back(
     )
     current().settles(this.job)
     why = None if trouble is None else storable(str(trouble))
-    changes = {"polls": call.polls + 1, "trouble": why}
-    current().update(LongCall, {"attempt_id": this.attempt.id}, changes)
+    values = [str(this.attempt.id), call.polls + 1, why]
+    current().require(Statement(LOOKED, values, "long_calls", guarded=True), gone)
     if trouble is not None and not call.trouble:
         message = f"{trouble} It is asked again."
         told = {"error": trouble.fault, "httpStatus": trouble.http_status}
