@@ -427,6 +427,18 @@ async def test_a_look_that_ends_after_the_callback_puts_nothing_off(
     assert (await Job.get(id=job.id)).status is JobStatus.COMPLETED
 
 
+async def test_answers_are_judged_before_anything_is_looked_at(client: Client, rt: Runtime) -> None:
+    async with fake_agent(patient) as fake:
+        await awaiting(rt, fake)
+        job, path = await awaiting(rt, fake)
+        await rt.engine.stop(0)
+        now = datetime.now(UTC)
+        await QueueEntry.all().update(ready_at=now)
+        assert await posted(client, path) == 204
+        (first,) = (await queue.resume(uuid7(), 1, datetime.now(UTC))).taken
+    assert first.key == (job.id, 1)
+
+
 async def test_callback_between_two_tries(client: Client, rt: Runtime) -> None:
     busy = answers({}, "429 Too Many Requests", "retry-after: 50")
     async with fake_agent(busy) as fake:
