@@ -29,6 +29,8 @@ FINAL = frozenset(
 """What looking again would not mend; anything else is tried until the time is over."""
 FORGOTTEN = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 MAX_DOUBLINGS = 20
+LOOK_SECONDS = 30.0
+"""For one look at most, since it has a worker's place; how far it is an agent can tell at once."""
 
 
 async def begin(rt: Runtime, this: Run, accepted: Accepted) -> None:
@@ -139,7 +141,7 @@ async def look(rt: Runtime, this: Run, worker_id: UUID) -> AgentReply | None:
 
 async def _poll(rt: Runtime, this: Run, path: str, left: float) -> AgentReply | Accepted:
     request = calling.request_of(rt, this)
-    seconds = min(this.agent.timeout_seconds, left)
+    seconds = min(this.agent.timeout_seconds, LOOK_SECONDS, left)
     return await calling.measured(rt, this, rt.agents.poll(request, path, deadline=seconds))
 
 

@@ -24,7 +24,7 @@ from models import (
     jsontext,
 )
 from models.base import uuid7
-from services import agents, assignment, decisions, execution, queue
+from services import agents, assignment, awaiting, decisions, execution, queue
 from services.agent_http import locations, verify
 from services.assignment import ReassignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob
@@ -434,6 +434,20 @@ async def test_looks_that_hang_leave_places_to_other_work(
         assert done.status is JobStatus.COMPLETED
         assert methods(fake.received).count("GET") == 2
         assert await QueueEntry.filter(state=QueueState.AWAITING).count() == 2
+
+
+async def test_a_look_that_hangs_ends_long_before_the_time_of_an_attempt(
+    rt: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(awaiting, "LOOK_SECONDS", 0.1)
+    async with fake_agent(in_turn(later(), stalls, says_ok)) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url, timeout_seconds=3600))
+        assert (await execute(rt, job)).status is JobStatus.COMPLETED
+    assert methods(fake.received) == ["POST", "GET", "GET"]
+    assert [told.get("error") for told in await payloads(job, JobLogType.AGENT_PROGRESS)] == [
+        None,
+        "TIMEOUT",
+    ]
 
 
 async def test_paused_agents_and_open_circuits_hold_up_no_answer(rt: Runtime) -> None:
