@@ -142,13 +142,10 @@ async def test_the_one_for_long_work_answers_by_its_callback(called_back: Client
     assert (attempt["httpStatus"], attempt["longCall"]["polls"]) == (None, 0)
 
 
-NO_TEXT = {"status": "RESUBMISSION_REQUIRED", "text": 7}
-
-
 async def test_the_one_for_long_work_tells_at_its_location_of_work_that_failed(
     client: Client, url: str
 ) -> None:
-    attempt = await long_work_of(client, url, **NO_TEXT)
+    attempt = await long_work_of(client, url, text=7, status="RESUBMISSION_REQUIRED")
     assert attempt["error"] == {"code": "REJECTED"}
 
 
@@ -156,7 +153,7 @@ async def test_the_one_for_long_work_tells_by_its_callback_of_work_that_failed(
     called_back: Client, url: str
 ) -> None:
     async with called_back:
-        attempt = await long_work_of(called_back, url, **NO_TEXT)
+        attempt = await long_work_of(called_back, url, text=7, status="RESUBMISSION_REQUIRED")
     assert (attempt["longCall"]["polls"], attempt["error"]) == (0, {"code": "REJECTED"})
 
 
