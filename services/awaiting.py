@@ -29,6 +29,8 @@ FINAL = frozenset(
 """What looking again would not mend; anything else is tried until the time is over."""
 FORGOTTEN = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 MAX_DOUBLINGS = 20
+LOOK_SECONDS = 30.0
+"""For one look at most, since it has a worker's place; how far it is an agent can tell at once."""
 
 
 async def begin(rt: Runtime, this: Run, accepted: Accepted) -> None:
@@ -139,7 +141,7 @@ async def look(rt: Runtime, this: Run, worker_id: UUID) -> AgentReply | None:
 
 async def _poll(rt: Runtime, this: Run, path: str, left: float) -> AgentReply | Accepted:
     request = calling.request_of(rt, this)
-    seconds = min(this.agent.timeout_seconds, left)
+    seconds = min(this.agent.timeout_seconds, LOOK_SECONDS, left)
     return await calling.measured(rt, this, rt.agents.poll(request, path, deadline=seconds))
 
 
@@ -187,6 +189,10 @@ def _too_late(this: Run) -> AgentCallFailed:
     )
 
 
+LOOKED = """UPDATE "long_calls" SET "polls" = $2, "trouble" = $3
+    WHERE "attempt_id" = $1 AND "answered_at" IS NULL"""
+
+
 @atomic
 async def _give_back(
     rt: Runtime,
@@ -196,7 +202,10 @@ async def _give_back(
     ready_at: datetime,
     trouble: AgentCallFailed | None,
 ) -> None:
-    """The job stays as it is, so its version does; the worker's entry is the fence."""
+    """The job stays as it is, so its version does; the worker's entry is the fence.
+
+    The worker may have the entry again, after a callback, so it is asked for that as well.
+    """
 
     async def gone() -> None:
         raise NotFound(public_id("job", this.job.id))
@@ -209,8 +218,8 @@ async def _give_back(
     )
     current().settles(this.job)
     why = None if trouble is None else storable(str(trouble))
-    changes = {"polls": call.polls + 1, "trouble": why}
-    current().update(LongCall, {"attempt_id": this.attempt.id}, changes)
+    values = [str(this.attempt.id), call.polls + 1, why]
+    current().require(Statement(LOOKED, values, "long_calls", guarded=True), gone)
     if trouble is not None and not call.trouble:
         message = f"{trouble} It is asked again."
         told = {"error": trouble.fault, "httpStatus": trouble.http_status}

@@ -35,6 +35,8 @@ PERSISTENCE = 10
 """How often it is looked anew what an attempt does that moves on all the time."""
 MAX_TOLD = 500
 ERRORS = range(400, 600)
+FIRST = datetime.fromtimestamp(0, UTC)
+"""Due before every look: looks may take long, and what is answered is only to be judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ async def _take(rt: Runtime, this: Run, reply: AgentReply) -> None:
     _note(this, "answered_at")
     entry = responses.take(rt, this, reply)
     await attempts.advance(rt, this, JobPhase.CHECKING_OUTPUT, attempt=entry.attempt, **entry.job)
-    current().hand_on(this.job, datetime.now(UTC))
+    current().hand_on(this.job, FIRST)
 
 
 @atomic

@@ -81,9 +81,11 @@ class Engine:
         self._lease = lease_seconds
         self._heartbeat = heartbeat_seconds
         self._max_tasks = max_tasks
+        self._max_looks = max(1, max_tasks // 2)
         self._id = uuid7()
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._suspects: set[Key] = set()
+        self._looks: set[Key] = set()
         self._aborted: set[Key] = set()
         self._gone: set[Key] = set()
         self._settled: set[Key] = set()
@@ -256,14 +258,19 @@ class Engine:
         self._set_alarm(await self._work.due(now), await queue.wake(now))
 
     async def _resume(self, now: datetime) -> None:
-        """Look at what is awaited and due; first of all, since others may fill every place."""
-        slots = self._max_tasks - len(self._running)
+        """Look at what is awaited and due; first of all, since others may fill every place.
+
+        Nor may looks, at agents that do not say how far they are, fill every place.
+        """
+        free = self._max_tasks - len(self._running)
+        slots = min(free, self._max_looks - len(self._looks))
         if slots > 0:
             found = await queue.resume(self._id, slots, now)
             self._to_resume = len(found.taken) == slots
             self._set_alarm(None if self._to_resume else found.again_at)
             for each in found.taken:
                 self._begin(each)
+                self._looks.add(each.key)
 
     async def _compare_in_time(self, now: datetime, clock: float, *, polling: bool) -> None:
         """Compare now, or soon, if it was done just now: other processes tell of a lot."""
@@ -316,6 +323,7 @@ class Engine:
     def _ended(self, key: Key, task: asyncio.Task[None]) -> None:
         if self._running.get(key) is task:
             self._running.pop(key)
+            self._looks.discard(key)
         self._suspects.discard(key)
         self._aborted.discard(key)
         self._settled.discard(key)

@@ -151,13 +151,13 @@ class _Lane:
 
 
 def _lane(row: Row, now: datetime) -> _Lane:
-    agent_id, limit, per_minute, open_until, rate_at, first, running, awaiting = row
-    lane = _Lane(str(agent_id), first, max(0, limit - running - awaiting))
+    agent_id, limit, per_minute, open_until, rate_at, first, under_way, is_tried = row
+    lane = _Lane(str(agent_id), first, max(0, limit - under_way))
     opens_at = instant(open_until)
     if opens_at is not None and opens_at > now:
         lane.room, lane.opens_at = 0, opens_at
     elif opens_at is not None:  # half open: one goes first, whatever it has accepted before
-        lane.room = 0 if running else min(1, lane.room)
+        lane.room = 0 if is_tried else min(1, lane.room)
     if per_minute is not None and lane.room:
         lane.rate = Rate.of(now, rate_at or 0, per_minute)
         lane.room = min(lane.room, lane.rate.room)
@@ -165,12 +165,18 @@ def _lane(row: Row, now: datetime) -> _Lane:
     return lane
 
 
+UNDER_WAY = """(SELECT count(*) FROM "queue_entries" r
+         WHERE r."state" IN ('RUNNING', 'AWAITING') AND r."agent_id" = a."id")"""
+"""What agent `a` has; all of it counts for its `max_concurrency`."""
+IS_TRIED = """(g."open_until" IS NOT NULL AND EXISTS (SELECT 1 FROM "queue_entries" r
+         WHERE r."state" = 'RUNNING' AND r."ready_at" IS NULL AND r."agent_id" = a."id"))"""
+"""Whether there is a try of its broken circuit `g`; looking how far it is is none."""
 # Ordered as the index is, so that it is the index that is looked into, however long the queue.
 ANY_WAITING = """SELECT * FROM (SELECT 1 FROM "queue_entries" WHERE "state" = 'WAITING'
         ORDER BY "agent_id", "rank" LIMIT 1) "waiting"
     UNION ALL SELECT * FROM (SELECT 1 FROM "queue_entries" WHERE "state" = 'SUSPECT'
         ORDER BY "agent_id", "rank" LIMIT 1) "suspect" """
-LANES = """WITH RECURSIVE "lane" ("agent_id") AS (
+LANES = f"""WITH RECURSIVE "lane" ("agent_id") AS (
         SELECT * FROM (SELECT "agent_id" FROM "queue_entries" WHERE "state" = 'WAITING'
                        ORDER BY "agent_id" LIMIT 1) "lowest"
         UNION ALL
@@ -181,13 +187,10 @@ LANES = """WITH RECURSIVE "lane" ("agent_id") AS (
     SELECT a."id", a."max_concurrency", a."rate_per_minute", g."open_until", g."rate_at",
         (SELECT min(q."rank") FROM "queue_entries" q
          WHERE q."state" = 'WAITING' AND q."agent_id" = a."id"),
-        (SELECT count(*) FROM "queue_entries" q
-         WHERE q."state" = 'RUNNING' AND q."agent_id" = a."id"),
-        (SELECT count(*) FROM "queue_entries" q
-         WHERE q."state" = 'AWAITING' AND q."agent_id" = a."id")
+        {UNDER_WAY}, {IS_TRIED}
     FROM "lane" JOIN "agents" a ON a."id" = "lane"."agent_id"
     LEFT JOIN "agent_gates" g ON g."agent_id" = a."id"
-    WHERE a."availability" = 'ACTIVE'"""
+    WHERE a."availability" = 'ACTIVE'"""  # noqa: S608 - constants
 # The state is asked for again, since the entry may be another's by now; as an expression, lest
 # Postgres go through all that wait by their state while it believes that these are few.
 TAKE = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
@@ -195,21 +198,16 @@ TAKE = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
           WHERE "state" = 'WAITING' AND "agent_id" = $2 ORDER BY "rank" LIMIT $3) "head"
     WHERE "queue_entries"."job_id" = "head"."id" AND "queue_entries"."state" || '' = 'WAITING'
     RETURNING "job_id", "number", "failures" """
-TAKE_SUSPECT = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
+TAKE_SUSPECT = f"""UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
     WHERE "job_id" = (
         SELECT q."job_id" FROM "queue_entries" q JOIN "agents" a ON a."id" = q."agent_id"
         LEFT JOIN "agent_gates" g ON g."agent_id" = a."id"
         WHERE q."state" = 'SUSPECT' AND a."availability" = 'ACTIVE'
             AND (g."open_until" IS NULL OR g."open_until" <= $2)
-            AND a."max_concurrency" > (
-                SELECT count(*) FROM "queue_entries" r
-                WHERE r."state" IN ('RUNNING', 'AWAITING') AND r."agent_id" = q."agent_id")
-            AND (g."open_until" IS NULL OR NOT EXISTS (
-                SELECT 1 FROM "queue_entries" r
-                WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id"))
+            AND a."max_concurrency" > {UNDER_WAY} AND NOT {IS_TRIED}
             AND (a."rate_per_minute" IS NULL OR COALESCE(g."rate_at", 0) <= $3)
         ORDER BY q."rank" LIMIT 1)
-    RETURNING "job_id", "number", "failures", "agent_id" """
+    RETURNING "job_id", "number", "failures", "agent_id" """  # noqa: S608 - constants
 SET_RATE = """INSERT INTO "agent_gates" ("agent_id", "failures", "opened", "rate_at")
     VALUES ($1, 0, 0, $2) ON CONFLICT ("agent_id") DO UPDATE SET "rate_at" = excluded."rate_at" """
 SET_RATE_OF_ONE = """INSERT INTO "agent_gates" ("agent_id", "failures", "opened", "rate_at")
@@ -306,10 +304,11 @@ async def _next(sql: str) -> datetime | None:
     return instant(row[0])
 
 
-# The places of those that are due, whichever agents they belong to.
-RESUME = """UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1
-    FROM (SELECT "job_id" AS "id" FROM "queue_entries"
-          WHERE "state" = 'AWAITING' AND "ready_at" <= $2 ORDER BY "ready_at" LIMIT $3{lock}) "due"
+# The places of those that are due, whichever agents they belong to. They are found once, by a WITH:
+# Postgres may go through a subquery once per row, and finds others behind those it locked before.
+RESUME = """WITH "due" AS MATERIALIZED (SELECT "job_id" AS "id" FROM "queue_entries"
+        WHERE "state" = 'AWAITING' AND "ready_at" <= $2 ORDER BY "ready_at" LIMIT $3{lock})
+    UPDATE "queue_entries" SET "state" = 'RUNNING', "worker_id" = $1 FROM "due"
     WHERE "queue_entries"."job_id" = "due"."id" AND "queue_entries"."state" || '' = 'AWAITING'
     RETURNING "job_id", "number", "failures" """
 NEXT_AWAITED = """SELECT min("ready_at") FROM "queue_entries" WHERE "state" = 'AWAITING'"""

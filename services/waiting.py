@@ -12,15 +12,12 @@ from services import circuits, queue
 from services.circuits import CircuitState
 from services.queue import Rate
 
-ENTRIES = """SELECT q."job_id", q."state", q."ready_at", a."availability", a."max_concurrency",
+ENTRIES = f"""SELECT q."job_id", q."state", q."ready_at", a."availability", a."max_concurrency",
         a."rate_per_minute", g."open_until", g."reason", g."rate_at",
-        (SELECT count(*) FROM "queue_entries" r
-         WHERE r."state" = 'RUNNING' AND r."agent_id" = q."agent_id"),
-        (SELECT count(*) FROM "queue_entries" r
-         WHERE r."state" = 'AWAITING' AND r."agent_id" = q."agent_id")
+        {queue.UNDER_WAY}, {queue.IS_TRIED}
     FROM "queue_entries" q JOIN "agents" a ON a."id" = q."agent_id"
     LEFT JOIN "agent_gates" g ON g."agent_id" = a."id"
-    WHERE q."state" NOT IN ('RUNNING', 'AWAITING') AND q."job_id" IN ({ids})"""
+    WHERE q."state" NOT IN ('RUNNING', 'AWAITING') AND q."job_id" IN ({{ids}})"""  # noqa: S608 - constants
 RUNNING = """SELECT "agent_id", count(*) FROM "queue_entries"
     WHERE "state" IN ('RUNNING', 'AWAITING') AND "agent_id" IN ({ids}) GROUP BY "agent_id" """
 
@@ -43,26 +40,24 @@ async def running_counts(agent_ids: Sequence[UUID]) -> list[int]:
 
 
 def _reason(row: Row, now: datetime) -> str:
-    state, ready_at, availability, most, per_minute, open_until, why, rate_at, running, awaiting = (
-        row
-    )
+    state, ready_at, availability, most, per_minute, open_until, why, rate_at, held, is_tried = row
     if state == QueueState.SLEEPING:
         return f"a pause until {_told(queue.instant(ready_at))}"
     if availability != AgentAvailability.ACTIVE:
         return f"agent is {availability}"
     return (
-        _broken(queue.instant(open_until), why, running, now)
-        or (f"agent is at its maxConcurrency of {most}" if running + awaiting >= most else None)
+        _broken(queue.instant(open_until), why, now, is_tried=is_tried)
+        or (f"agent is at its maxConcurrency of {most}" if held >= most else None)
         or (_too_fast(Rate.of(now, rate_at or 0, per_minute), per_minute) if per_minute else None)
         or "a free worker"
     )
 
 
-def _broken(open_until: datetime | None, why: str, running: int, now: datetime) -> str | None:
+def _broken(open_until: datetime | None, why: str, now: datetime, *, is_tried: bool) -> str | None:
     circuit = circuits.state_of(open_until, now)
     if circuit is CircuitState.OPEN:
         return f"agent's circuit is open until {_told(open_until)}: {why}"
-    if circuit is CircuitState.HALF_OPEN and running:
+    if circuit is CircuitState.HALF_OPEN and is_tried:
         return f"agent's circuit is half open, and another execution tries it: {why}"
     return None
 

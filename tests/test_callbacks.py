@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 from contextlib import suppress
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from models import (
     JobPhase,
     JobStatus,
     QueueEntry,
+    QueueState,
     Role,
     StatusReason,
     jsontext,
 )
 from models.base import uuid7
-from services import callback_urls, decisions
+from services import callback_urls, decisions, execution, queue
 from services.decisions import CancelJob
 from services.errors import IllegalTransition
 from services.runtime import Runtime
@@ -56,7 +58,7 @@ from tests.support.making import (
     stalls,
 )
 from tests.support.running import AiohttpClient, Client, settings_for
-from tests.test_long_work import OK, ended, in_phase, later, methods, payloads
+from tests.test_long_work import OK, ended, in_phase, later, methods, patient, payloads
 
 PUBLIC = "https://signoff.test/base"
 NOBODY = {
@@ -399,6 +401,42 @@ async def test_callback_while_it_is_being_asked(client: Client, rt: Runtime) -> 
         async with asyncio.timeout(5):
             await fake.all_closed()
     assert len(await payloads(job, JobLogType.AGENT_RESPONSE)) == 1
+
+
+async def test_a_look_that_ends_after_the_callback_puts_nothing_off(
+    client: Client, rt: Runtime
+) -> None:
+    """Not even if its own worker has the entry again, to judge the answer."""
+    worker, now = uuid7(), datetime.now(UTC)
+
+    async def is_answered_meanwhile(received: Received) -> None:
+        assert await posted(client, path) == 204
+        assert len((await queue.resume(worker, 1, datetime.now(UTC))).taken) == 1
+        await patient(received)
+
+    async with fake_agent(patient) as fake:
+        job, path = await awaiting(rt, fake)
+        await rt.engine.stop(0)
+        await QueueEntry.all().update(ready_at=now)
+        assert len((await queue.resume(worker, 1, now)).taken) == 1
+        fake.behave = is_answered_meanwhile
+        await execution.run(rt, job.id, 1, worker)
+    entry = await QueueEntry.get(job_id=job.id)
+    assert (entry.state, entry.worker_id) == (QueueState.RUNNING, worker)
+    await execution.run(rt, job.id, 1, worker)
+    assert (await Job.get(id=job.id)).status is JobStatus.COMPLETED
+
+
+async def test_answers_are_judged_before_anything_is_looked_at(client: Client, rt: Runtime) -> None:
+    async with fake_agent(patient) as fake:
+        await awaiting(rt, fake)
+        job, path = await awaiting(rt, fake)
+        await rt.engine.stop(0)
+        now = datetime.now(UTC)
+        await QueueEntry.all().update(ready_at=now)
+        assert await posted(client, path) == 204
+        (first,) = (await queue.resume(uuid7(), 1, datetime.now(UTC))).taken
+    assert first.key == (job.id, 1)
 
 
 async def test_callback_between_two_tries(client: Client, rt: Runtime) -> None:

@@ -369,16 +369,22 @@ async def test_a_suspicious_execution_waits_for_the_circuit_too(idle: Runtime) -
 
 
 @pytest.mark.parametrize("state", ["WAITING", "SUSPECT"])
+@pytest.mark.parametrize("looked_at", [False, True])
 async def test_a_probe_goes_beside_what_the_agent_accepted_before_if_there_is_room(
-    idle: Runtime, state: str
+    idle: Runtime, state: str, *, looked_at: bool
 ) -> None:
     agent = await make_agent(idle, max_concurrency=1)
     accepted, probe = await queued(idle, agent, 2)
-    await QueueEntry.filter(job_id=accepted.id).update(state="AWAITING", ready_at=FAR)
+    entry = QueueEntry.filter(job_id=accepted.id)
+    await entry.update(state="AWAITING", ready_at=LONG_AGO if looked_at else FAR)
+    looks = await queue.resume(uuid7(), 100, datetime.now(UTC))
+    assert len(looks.taken) == looked_at
     await QueueEntry.filter(job_id=probe.id).update(state=state)
     await half_open(agent)
     assert await taken(idle) == 0
+    assert await waiting_for(probe) == "agent is at its maxConcurrency of 1"
     await Agent.filter(id=agent.id).update(max_concurrency=2)
+    assert await waiting_for(probe) == "a free worker"
     assert (await taken(idle), await taken(idle)) == (1, 0)
 
 

@@ -119,7 +119,7 @@ async def test_it_refuses_who_does_not_know_the_secret(url: str) -> None:
 
 TEN_WORDS = FIVE_WORDS | {"config": {"pattern": r"^\w+( \w+){9}$", "pointer": "/summary"}}
 ATTEMPT = """query($id: ID!) { job(id: $id) { currentAttempt {
-    httpStatus longCall { polls location } } } }"""
+    httpStatus error { code } longCall { polls location } } } }"""
 
 
 async def test_the_one_for_long_work_answers_at_its_location(client: Client, url: str) -> None:
@@ -128,24 +128,44 @@ async def test_the_one_for_long_work_answers_at_its_location(client: Client, url
     assert attempt["longCall"]["location"].startswith("/work/attempt_")
 
 
-async def test_the_one_for_long_work_answers_by_its_callback(
-    database_url: str, tmp_path: Path, url: str, aiohttp_server: Any
-) -> None:
+@pytest.fixture
+async def called_back(database_url: str, tmp_path: Path, aiohttp_server: Any) -> Client:
+    """A server that agents reach."""
     port = free_port()
     settings = settings_for(database_url, tmp_path, public_url=f"http://127.0.0.1:{port}")
-    server = await aiohttp_server(create_app(settings), port=port)
-    async with TestClient(server) as client:
-        attempt = await long_work_of(client, url)
+    return TestClient(await aiohttp_server(create_app(settings), port=port))
+
+
+async def test_the_one_for_long_work_answers_by_its_callback(called_back: Client, url: str) -> None:
+    async with called_back:
+        attempt = await long_work_of(called_back, url)
     assert (attempt["httpStatus"], attempt["longCall"]["polls"]) == (None, 0)
 
 
-async def long_work_of(client: Client, url: str) -> dict[str, Any]:
+async def test_the_one_for_long_work_tells_at_its_location_of_work_that_failed(
+    client: Client, url: str
+) -> None:
+    attempt = await long_work_of(client, url, text=7, status="RESUBMISSION_REQUIRED")
+    assert attempt["error"] == {"code": "REJECTED"}
+
+
+async def test_the_one_for_long_work_tells_by_its_callback_of_work_that_failed(
+    called_back: Client, url: str
+) -> None:
+    async with called_back:
+        attempt = await long_work_of(called_back, url, text=7, status="RESUBMISSION_REQUIRED")
+    assert (attempt["longCall"]["polls"], attempt["error"]) == (0, {"code": "REJECTED"})
+
+
+async def long_work_of(
+    client: Client, url: str, text: object = TEXT, status: str = "COMPLETED"
+) -> dict[str, Any]:
     """The attempt of a job that it did."""
     saved = {"name": "Summariser", "endpointUrl": url, "idempotent": True}
     agent = await mutate(client, "saveAgent", input=saved)
     wanted = {
         "name": "Summarise",
-        "input": {"text": TEXT},
+        "input": {"text": text},
         "acceptanceCriteria": {"items": [TEN_WORDS]},
         "assign": {"agentId": agent["id"]},
     }
@@ -153,5 +173,5 @@ async def long_work_of(client: Client, url: str) -> dict[str, Any]:
     async with running(url, agent["signingSecret"], LONG):
         given = {"id": job["id"], "waitSeconds": 30}
         done = await mutate(client, "executeJob", input=given)
-    assert done["status"] == "COMPLETED"
+    assert done["status"] == status
     return (await gql(client, ATTEMPT, id=job["id"]))["job"]["currentAttempt"]

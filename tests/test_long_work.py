@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from models import (
     StatusReason,
     jsontext,
 )
-from services import agents, assignment, decisions, execution
+from models.base import uuid7
+from services import agents, assignment, awaiting, decisions, execution, queue
 from services.agent_http import locations, verify
 from services.assignment import ReassignJob
 from services.decisions import CancelJob, ForceComplete, ResubmitJob
@@ -31,6 +33,7 @@ from services.runtime import Runtime
 from services.values import public_id
 from services.waiting import running_counts
 from signoff.app import RUNTIME
+from signoff.wiring import runtime
 from tests.fakes.agents import Behaviour, Received, fake_agent
 from tests.support import consistency
 from tests.support.graphql import gql, make_key
@@ -53,7 +56,7 @@ from tests.support.making import (
     stalls,
     until,
 )
-from tests.support.running import Client
+from tests.support.running import Client, settings_for
 
 PUBLIC = "http://signoff.test/base"
 FOREVER = 3600
@@ -196,6 +199,19 @@ async def test_location_elsewhere_is_refused_and_nothing_is_sent_there(rt: Runti
 def test_url_of_a_path_never_leaves_the_agent() -> None:
     for path in ("//elsewhere.test/x", "/@elsewhere.test", "/..//x"):
         assert locations.url_at(path, "http://agent.test:81/run").host == "agent.test"
+
+
+@pytest.mark.parametrize(
+    ("location", "endpoint"),
+    [
+        ("https://agent.test:443/w?x=%2F", "https://agent.test/run"),
+        ("http://agent.test/w?x=%2F", "http://agent.test:80/run"),
+        ("HTTPS://Agent.Test/w?x=%2F", "https://agent.test/run"),
+        ("https://xn--mnchen-3ya.test/w?x=%2F", "https://münchen.test/run"),
+    ],
+)
+def test_an_origin_is_the_same_in_each_of_its_spellings(location: str, endpoint: str) -> None:
+    assert locations.path_of(location, endpoint) == "/w?x=%2F"
 
 
 async def test_202_without_any_way_back_is_an_error(rt: Runtime) -> None:
@@ -380,6 +396,58 @@ async def test_a_thousand_jobs_that_wait_hold_no_worker(rt: Runtime, database_ur
         await in_phase(await Job.get(id=waiting.job_id), JobPhase.AWAITING_AGENT)
         assert await QueueEntry.filter(state=QueueState.WAITING).count() == 0
     await consistency.check(database_url)
+
+
+async def test_a_worker_takes_no_more_looks_than_it_has_places_for(
+    database_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, tmp_path)
+    async with runtime(settings, allow_private_agents=True, work=False) as rt:
+        agent = await make_agent(rt)
+        for _ in range(5):
+            await execute(rt, await make_job(rt, agent), wait_seconds=0)
+        now = datetime.now(UTC)
+        await QueueEntry.all().update(state=QueueState.AWAITING, ready_at=now)
+        for rest in (2, 2, 1, 0):
+            assert len((await queue.resume(uuid7(), 2, now)).taken) == rest
+
+
+async def test_looks_that_hang_leave_places_to_other_work(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def hangs_when_asked(received: Received) -> None:
+        await (patient if received.start_line.startswith("POST") else stalls)(received)
+
+    settings = settings_for(database_url, tmp_path, max_executions=4)
+    async with (
+        fake_agent(hangs_when_asked) as fake,
+        fake_agent(says_ok) as other,
+        runtime(settings, allow_private_agents=True) as rt,
+    ):
+        for _ in range(4):
+            await awaited(rt, fake.url)
+        now = datetime.now(UTC)
+        await QueueEntry.all().update(ready_at=now)
+        rt.engine.wake(now)
+        await holds(lambda: methods(fake.received).count("GET") >= 2)
+        done = await execute(rt, await make_job(rt, await make_agent(rt, other.url)))
+        assert done.status is JobStatus.COMPLETED
+        assert methods(fake.received).count("GET") == 2
+        assert await QueueEntry.filter(state=QueueState.AWAITING).count() == 2
+
+
+async def test_a_look_that_hangs_ends_long_before_the_time_of_an_attempt(
+    rt: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(awaiting, "LOOK_SECONDS", 0.1)
+    async with fake_agent(in_turn(later(), stalls, says_ok)) as fake:
+        job = await make_job(rt, await make_agent(rt, fake.url, timeout_seconds=3600))
+        assert (await execute(rt, job)).status is JobStatus.COMPLETED
+    assert methods(fake.received) == ["POST", "GET", "GET"]
+    assert [told.get("error") for told in await payloads(job, JobLogType.AGENT_PROGRESS)] == [
+        None,
+        "TIMEOUT",
+    ]
 
 
 async def test_paused_agents_and_open_circuits_hold_up_no_answer(rt: Runtime) -> None:

@@ -29,7 +29,7 @@ async def accept(request: web.Request) -> web.Response:
     if key not in work:  # so it is asked again for the same work as often as need be
         work[key] = asyncio.create_task(summarise((await request.json())["text"]))
     if callback:
-        work[key].add_done_callback(lambda done: asyncio.create_task(tell(callback, done.result())))
+        work[key].add_done_callback(lambda done: asyncio.create_task(tell(callback, done)))
     return web.Response(status=202, headers={"location": f"/work/{key}", "retry-after": "2"})
 
 
@@ -38,8 +38,11 @@ async def summarise(text: str) -> dict[str, str]:
     return {"summary": " ".join(text.split()[:10])}
 
 
-async def tell(callback: str, answer: dict[str, str]) -> None:
-    async with ClientSession() as session, session.post(callback, json=answer):
+async def tell(callback: str, done: asyncio.Task[dict[str, str]]) -> None:
+    failed = done.exception()
+    answer = {"status": 422, "detail": str(failed)} if failed else done.result()
+    kind = {"content-type": "application/problem+json" if failed else "application/json"}
+    async with ClientSession() as session, session.post(callback, json=answer, headers=kind):
         pass  # if it does not get through, Signoff asks at the location
 
 
@@ -47,7 +50,11 @@ async def look(request: web.Request) -> web.Response:
     done = work.get(request.match_info["key"])
     if done is None:
         raise web.HTTPNotFound(text="It is not known here, or not any more.")
-    return web.json_response(done.result()) if done.done() else web.Response(status=202)
+    if not done.done():
+        return web.Response(status=202)
+    if failed := done.exception():  # a 500 would be asked again, until the time is over
+        raise web.HTTPUnprocessableEntity(text=str(failed))
+    return web.json_response(done.result())
 
 
 app = web.Application(middlewares=[signed])

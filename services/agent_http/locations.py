@@ -23,7 +23,7 @@ def path_of(location: str, endpoint_url: str) -> str:
     found = _joined(endpoint, location)
     if found.user is not None or found.password is not None:
         raise ValueError("it has a user or password")
-    if found.scheme not in {"http", "https"} or found.origin() != endpoint.origin():
+    if _origin(found) != _origin(endpoint):
         raise ValueError("it is not on the endpoint's own scheme, host and port")
     return found.raw_path_qs
 
@@ -33,10 +33,15 @@ def url_at(path: str, endpoint_url: str) -> URL:
     return URL(str(URL(endpoint_url).origin()) + path, encoded=True)
 
 
+def _origin(url: URL) -> URL:
+    """In one spelling, without the port where it is the scheme's own."""
+    return URL(str(url.origin()))
+
+
 def _joined(endpoint: URL, location: str) -> URL:
     try:
         found = endpoint.join(URL(location, encoded=True))
-        found.origin()
+        _origin(found)
     except ValueError:
         raise ValueError("it is not a URL") from None
     return found
