@@ -65,7 +65,7 @@ async def of_log(job: Job) -> Verification:
     return await _job(job.id, job.workspace_id)
 
 
-async def of_workspace(viewer: Viewer, counted: Callable[[int], None]) -> Verification:
+async def of_workspace(viewer: Viewer, counted: Callable[[int], object]) -> Verification:
     """Of all its jobs and of its audit log, for admins; raises `Forbidden` or `LimitExceeded`.
 
     Tells `counted` of the entries and logs that it goes through, as it goes.

@@ -72,7 +72,7 @@ async def test_what_was_pruned_is_told_as_that_and_not_as_broken(rt: Runtime) ->
     await retention.prune(now())
     found = await verification.of_log(job)
     assert (found.problem, found.checked, found.pruned) == (None, 0, 1)
-    everything = await verification.of_workspace(ADMIN)
+    everything = await verification.of_workspace(ADMIN, int)
     assert (everything.problem, everything.checked, everything.pruned) == (None, 2, 1)
     (last, first) = (await audit.entries(ADMIN, Window())).rows
     assert {last.action, first.action} == {"log.pruned"}
@@ -101,7 +101,7 @@ async def test_entries_that_somebody_else_removed_are_not_taken_for_pruned(rt: R
     said = {"untilSeq": {"to": entries[1].seq}, "headHash": {"to": entries[1].hash}}
     await AuditEntry.filter(seq=told.seq).update(changes_json=jsontext.dumps(said))
     assert (await verification.of_log(job)).problem == UNTOLD
-    assert (await verification.of_workspace(ADMIN)).problem == (
+    assert (await verification.of_workspace(ADMIN, int)).problem == (
         f"workspace_1: entry {told.seq} is not the one written"
     )
 
@@ -156,7 +156,7 @@ async def test_notes_go_on_while_it_is_pruned_and_verified(rt: Runtime) -> None:
     removed = await prune()
     await writing
     assert removed + await JobLog.filter(job_id=job.id).count() == 23
-    assert (await verification.of_workspace(ADMIN)).problem is None
+    assert (await verification.of_workspace(ADMIN, int)).problem is None
 
 
 async def test_many_jobs_are_pruned_in_portions(
