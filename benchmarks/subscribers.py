@@ -5,8 +5,8 @@
 The server is a process of its own, on SQLite, and so is the client, which only counts what
 comes in. Entries are written to the log one after the other, each when the one before has been
 told to everybody; all of the way from the table to the sockets counts. Without sharing, each gets
-its events from memory, and all it does is execute and send. Rounds alternate; the best of each
-counts.
+its events from memory, and all it does is execute and send. The limit is what the event loop
+alone takes to write as many bytes to the same sockets. Rounds alternate; the best of each counts.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ HANDSHAKE = (
 NEXT = b'"type":"next"'
 MOVE = {"from": "PENDING", "to": "ASSIGNED", "reason": "CREATED"}
 READ_BYTES = 1 << 20
+FRAME_BYTES = 420
+"""About what a change takes."""
 
 
 class Tally:
@@ -144,6 +146,24 @@ async def publish(
     }
 
 
+async def write(app: web.Application, seconds: float) -> dict[str, Any]:
+    """The same bytes to all sockets, again and again, and nothing else."""
+    (group,) = cast("Any", app[VIEW].hub)._groups.values()  # noqa: SLF001
+    sockets = [each._connection.transport for each in group.members]  # noqa: SLF001
+    data = b"\x81\x7e" + struct.pack("!H", FRAME_BYTES) + NEXT.ljust(FRAME_BYTES)
+    began, spent, frames = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - began < seconds:
+        for each in sockets:
+            each.write(data)
+        frames += len(sockets)
+        await asyncio.sleep(0)
+    return {
+        "frames": frames,
+        "seconds": time.perf_counter() - began,
+        "cpu": time.process_time() - spent,
+    }
+
+
 TALLY: web.AppKey[Tally] = web.AppKey("tally", Tally)
 
 
@@ -169,6 +189,9 @@ def application(kind: str, folder: str) -> web.Application:
         done = await publish(app, kind, float(request.query["seconds"]), members, burst)
         return web.json_response(done)
 
+    async def written(request: web.Request) -> web.Response:
+        return web.json_response(await write(app, float(request.query["seconds"])))
+
     async def memory(_: web.Request) -> web.Response:
         gc.collect()
         waiting = len(PLAIN) if kind == "plain" else app[VIEW].hub.subscribers
@@ -176,6 +199,7 @@ def application(kind: str, folder: str) -> web.Application:
 
     app.on_startup.append(begin)
     app.router.add_get("/publish", published)
+    app.router.add_get("/write", written)
     app.router.add_get("/memory", memory)
     return app
 
@@ -255,13 +279,13 @@ class Reader(threading.Thread):
             each.close()
 
 
-def rate(kind: str, members: int, seconds: float, burst: int) -> tuple[float, float]:
+def rate(kind: str, members: int, path: str) -> tuple[float, float]:
     """Frames a second that came in, and the server's microseconds for one of them."""
     reader = Reader(kind, members)
     reader.start()
     try:
         until(lambda: asked(kind, "/memory")["subscribers"] == members)
-        done = asked(kind, f"/publish?seconds={seconds}&members={members}&burst={burst}")
+        done = asked(kind, path)
         until(lambda: reader.received >= done["frames"])
         assert reader.received == done["frames"]
     finally:
@@ -285,15 +309,23 @@ def idle(kind: str, members: int) -> float:
 
 
 def compare(members: int, seconds: float, rounds: int, burst: int) -> None:
-    best = dict.fromkeys(PORTS, (0.0, 0.0))
+    published = f"/publish?seconds={seconds}&members={members}&burst={burst}"
+    ways = {
+        "shared": ("shared", published),
+        "plain": ("plain", published),
+        "limit": ("shared", f"/write?seconds={seconds}"),
+    }
+    best = dict.fromkeys(ways, (0.0, 0.0))
     for _ in range(rounds):
-        for kind in PORTS:
-            best[kind] = max(best[kind], rate(kind, members, seconds, burst))
+        for way, (kind, path) in ways.items():
+            best[way] = max(best[way], rate(kind, members, path))
     (shared, cost), (plain, plain_cost) = best["shared"], best["plain"]
+    limit, limit_cost = best["limit"]
     print(
         f"{members} subscribers, changes in bursts of {burst}: shared {shared:,.0f} frames/s "
         f"({cost:.1f} µs of CPU each), plain {plain:,.0f} ({plain_cost:.0f} µs), "
-        f"ratio {shared / plain:.1f}",
+        f"ratio {shared / plain:.1f}; limit {limit:,.0f} ({limit_cost:.1f} µs), "
+        f"of which shared is {shared / limit:.0%}",
         flush=True,
     )
 
