@@ -51,7 +51,7 @@ async def read(url: str, *queries: str) -> list[list[Row]]:
 
 
 def _plain(row: Any) -> Row:
-    return {name: str(v) if name.endswith("id") and v is not None else v for name, v in row.items()}
+    return {name: str(v) if isinstance(v, UUID) else v for name, v in row.items()}
 
 
 async def check(url: str, acknowledged: Iterable[tuple[str, str]] = ()) -> int:
