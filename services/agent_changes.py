@@ -18,6 +18,7 @@ TOLD: Mapping[str, str] = {
     "output_schema_json": "outputSchema",
     "timeout_seconds": "timeoutSeconds",
     "max_concurrency": "maxConcurrency",
+    "max_wait_seconds": "maxWaitSeconds",
     "rate_per_minute": "ratePerMinute",
     "max_call_tokens": "maxCallTokens",
     "max_call_micros": "maxCallMicros",
