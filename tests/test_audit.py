@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from pydantic.alias_generators import to_camel
 from tortoise import connections
 
 from models import ApiKey, AuditEntry, Job, JobLog, JobLogType, JobStatus, Role, hashes, statements
@@ -21,6 +22,7 @@ from models.base import uuid7
 from models.job import ActorKind
 from services import agents, audit, circuits, decisions, jobs, keys, verification, workspaces
 from services.actors import Viewer
+from services.agent_changes import TOLD
 from services.agents import SaveAgent
 from services.decisions import ForceComplete
 from services.errors import Forbidden, LimitExceeded, NotFound
@@ -290,6 +292,12 @@ async def test_two_processes_write_one_chain(
 async def told() -> list[tuple[str, str, str, Any]]:
     rows = await AuditEntry.all().order_by("seq")
     return [(r.actor_name, r.action, r.subject, json.loads(r.changes_json)) for r in rows]
+
+
+def test_all_that_can_be_set_of_an_agent_is_told() -> None:
+    given = {to_camel(name) for name in SaveAgent.model_fields}
+    given -= {"id", "expectedVersion", "maxCallCostUsd"}
+    assert set(TOLD.values()) == given | {"maxCallMicros", "availability"}
 
 
 async def test_what_is_done_to_agents_is_told_without_secrets(rt: Runtime) -> None:
