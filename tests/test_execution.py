@@ -556,8 +556,10 @@ async def running(rt: Runtime) -> AsyncIterator[Running]:
 
 
 async def still(running: Running) -> dict[str, Any]:
-    """Everything of the job but its log."""
-    return {k: v for k, v in (await snapshot(running.job)).items() if k != "logs"}
+    """Everything of the job but its log and where that ends."""
+    found = await snapshot(running.job)
+    del found["logs"], found["job"]["log_head"]
+    return found
 
 
 async def check_call_was_cut_off(running: Running) -> None:
