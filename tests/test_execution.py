@@ -555,19 +555,19 @@ async def running(rt: Runtime) -> AsyncIterator[Running]:
         yield Running(rt, job, fake, gate)
 
 
-async def still(running: Running) -> dict[str, Any]:
+async def still(job: Job) -> dict[str, Any]:
     """Everything of the job but its log and where that ends."""
-    found = await snapshot(running.job)
+    found = await snapshot(job)
     del found["logs"], found["job"]["log_head"]
     return found
 
 
 async def check_call_was_cut_off(running: Running) -> None:
     """The connection is closed, the log says so, and nothing else comes of the attempt."""
-    before = await still(running)
+    before = await still(running.job)
     end = await running.end_of_call()
     assert end == {"error": "ABORTED", "mayHaveExecuted": True, "late": True}
-    assert await still(running) == before
+    assert await still(running.job) == before
     assert "VERDICT" not in await log_types(running.job)
 
 
@@ -1047,10 +1047,10 @@ async def test_cancel_cuts_the_judge_off(judged: Judged) -> None:
         await execute(judged.rt, job, wait_seconds=0)
         await judging.wait()
         await decisions.cancel(judged.rt, MEMBER, CancelJob(id=job.id))
-        before = await snapshot(job)
+        before = await still(job)
         await cut_off.wait()
         await holds(lambda: judged.rt.engine.running == 0)
-    after = await snapshot(job)
+    after = await still(job)
     assert (after["job"], after["attempts"]) == (before["job"], before["attempts"])
     assert await Verdict.all().count() == 0
     assert await told(job, JobLogType.VALIDATOR_RESPONSE) == [
