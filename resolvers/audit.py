@@ -7,13 +7,12 @@ from services import audit, verification
 from services.paging import Page, Window
 from services.verification import Verification
 
+UNITS = 3
+"""What it costs to go through an entry, beside what a document says of itself."""
+
 
 async def page(info: Info, window: Window) -> Page[AuditEntry]:
     return await audit.entries(info.context.viewer, window)
-
-
-UNITS = 3
-"""What it costs to go through an entry, beside what a document says of itself."""
 
 
 async def verify(info: Info, job_id: str | None) -> Verification:

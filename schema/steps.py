@@ -89,7 +89,7 @@ class Steps(SchemaExtensionsRunner):
         requested = operation.requested(running.variables, limits.max_filters)
         dear = requested > limits.max_cost
         self._charge(0 if dear else requested - cost.OPERATION)
-        self._tell(requested, limits.max_cost)
+        self._tell(requested)
         if dear:
             raise exceeded("cost", requested, limits.max_cost, code=ErrorCode.COST_EXCEEDED)
 
@@ -105,7 +105,7 @@ class Steps(SchemaExtensionsRunner):
         if self._context:
             self._context.rt.rates.charge(self._context.viewer.budget, units)
 
-    def _tell(self, requested: int, maximum: int) -> None:
+    def _tell(self, requested: int) -> None:
         """Not with each event of a subscription: those are the same for everybody."""
         running = self.execution_context
         asked = (running.operation_extensions or {}).get(COST) is True
@@ -115,7 +115,7 @@ class Steps(SchemaExtensionsRunner):
         left = context.rt.rates.left(context.viewer.budget) if context else None
         running.extensions_results[COST] = {
             "requested": requested,
-            "maximum": maximum,
+            "maximum": self._documents.limits.max_cost,
             "remaining": left,
         }
 
