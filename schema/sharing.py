@@ -113,11 +113,14 @@ class Selection:
         self._messages = messages
 
     async def results(self, context: Context, batch: Batch) -> list[dict[str, Any]]:
-        """The answers that tell of `batch`, in order. Raises `Unavailable`."""
+        """The answers that tell of `batch`, in order. Raises `Unavailable`.
+
+        What has begun is executed to its end: it only reads, and graphql-core does not clean up
+        behind what is cut off.
+        """
         messages = self._messages(batch)
-        if len(messages) == 1:
-            return [await self._result(context, messages[0])]
-        return await asyncio.gather(*[self._result(context, each) for each in messages])
+        made = asyncio.gather(*[self._result(context, each) for each in messages])
+        return await asyncio.shield(made)
 
     async def _result(self, context: Context, message: object) -> dict[str, Any]:
         executor = cast("Any", self._executor).build_per_event_executor(message)

@@ -521,7 +521,7 @@ async def test_who_reads_too_slowly_is_closed_with_a_code_and_resumes_without_a_
 
 async def _flood(client: Client, job_id: Any, other: Socket, id: str) -> list[str]:
     """Write until somebody is found too slow; returns what one who reads has heard by then."""
-    rt, told, text = rt_of(client), list[str](), "x" * 2000
+    rt, told, text = rt_of(client), list[str](), "🐝" * 2000  # four bytes each
     await holds(lambda: hub(client).subscribers == 2)
 
     def slow() -> float:
