@@ -44,6 +44,7 @@ from services.transactions import unannounced
 from signoff import logs, results
 from signoff.app import RUNTIME, VIEW, create_app
 from signoff.asked import Asked
+from signoff.cli import keep_what_is_loaded
 from signoff.guarding import Guard
 from signoff.hub import Hub
 from signoff.settings import Settings
@@ -61,10 +62,13 @@ HANDSHAKE = (
     b"Sec-WebSocket-Protocol: graphql-transport-ws\r\n\r\n"
 )
 NEXT = b'"type":"next"'
+PING, PONG = b"\x89\x00", b"\x8a\x80" + bytes(4)
 MOVE = {"from": "PENDING", "to": "ASSIGNED", "reason": "CREATED"}
 READ_BYTES = 1 << 20
 FRAME_BYTES = 420
 """About what a change takes."""
+WARM = 100
+"""Subscribers who are there before the others are counted, as the first ones cost more."""
 
 
 class Tally:
@@ -192,14 +196,18 @@ def application(kind: str, folder: str) -> web.Application:
     async def written(request: web.Request) -> web.Response:
         return web.json_response(await write(app, float(request.query["seconds"])))
 
+    async def waiting(_: web.Request) -> web.Response:
+        count = len(PLAIN) if kind == "plain" else app[VIEW].hub.subscribers
+        return web.json_response({"subscribers": count})
+
     async def memory(_: web.Request) -> web.Response:
         gc.collect()
-        waiting = len(PLAIN) if kind == "plain" else app[VIEW].hub.subscribers
-        return web.json_response({"bytes": resident(), "subscribers": waiting})
+        return web.json_response({"bytes": resident()})
 
     app.on_startup.append(begin)
     app.router.add_get("/publish", published)
     app.router.add_get("/write", written)
+    app.router.add_get("/waiting", waiting)
     app.router.add_get("/memory", memory)
     return app
 
@@ -213,6 +221,7 @@ def serve(kind: str, folder: str) -> None:
     raise_limit()
     logs.configure("ERROR")
     app, loop = application(kind, folder), uvloop.new_event_loop()
+    keep_what_is_loaded()
     web.run_app(app, host=HOST, port=PORTS[kind], print=None, access_log=None, loop=loop)
 
 
@@ -250,13 +259,15 @@ def frame(message: object) -> bytes:
 
 
 class Reader(threading.Thread):
-    """Subscribes with many sockets, and reads what comes."""
+    """Subscribes with many sockets, and reads what comes; answers pings, else they are closed."""
 
     def __init__(self, kind: str, count: int) -> None:
         super().__init__(daemon=True)
         self.received = 0
         self._poll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
+        self._closed = False
+        self.start()
         for number in range(count):
             opened = socket.create_connection((HOST, PORTS[kind]))
             opened.sendall(HANDSHAKE + frame({"type": "connection_init"}))
@@ -269,42 +280,44 @@ class Reader(threading.Thread):
             self._poll.register(opened, select.EPOLLIN)
 
     def run(self) -> None:
-        while self._sockets:
+        while not self._closed:
             for number, _ in self._poll.poll(0.2):
-                self.received += self._sockets[number].recv(READ_BYTES).count(NEXT)
+                came = self._sockets[number].recv(READ_BYTES)
+                self.received += came.count(NEXT)
+                if PING in came:
+                    self._sockets[number].sendall(PONG)
 
     def close(self) -> None:
-        opened, self._sockets = list(self._sockets.values()), {}
-        for each in opened:
+        self._closed = True
+        self.join()
+        for each in self._sockets.values():
             each.close()
 
 
 def rate(kind: str, members: int, path: str) -> tuple[float, float]:
     """Frames a second that came in, and the server's microseconds for one of them."""
     reader = Reader(kind, members)
-    reader.start()
     try:
-        until(lambda: asked(kind, "/memory")["subscribers"] == members)
+        until(lambda: asked(kind, "/waiting")["subscribers"] == members)
         done = asked(kind, path)
         until(lambda: reader.received >= done["frames"])
         assert reader.received == done["frames"]
     finally:
         reader.close()
-        until(lambda: not asked(kind, "/memory")["subscribers"] or None)
+        until(lambda: asked(kind, "/waiting")["subscribers"] == 0)
     return done["frames"] / done["seconds"], done["cpu"] / done["frames"] * 1e6
 
 
 def idle(kind: str, members: int) -> float:
     """The bytes that one more subscriber takes who waits."""
-    warm = Reader(kind, 100)
-    until(lambda: asked(kind, "/memory")["subscribers"] >= 100)  # noqa: PLR2004
+    readers = [Reader(kind, WARM)]
+    until(lambda: asked(kind, "/waiting")["subscribers"] == WARM)
     before = asked(kind, "/memory")
-    reader = Reader(kind, members)
-    total = before["subscribers"] + members
-    until(lambda: asked(kind, "/memory")["subscribers"] == total)
+    readers.append(Reader(kind, members))
+    until(lambda: asked(kind, "/waiting")["subscribers"] == WARM + members)
     after = asked(kind, "/memory")
-    warm.close()
-    reader.close()
+    for each in readers:
+        each.close()
     return (after["bytes"] - before["bytes"]) / members
 
 
@@ -332,7 +345,7 @@ def compare(members: int, seconds: float, rounds: int, burst: int) -> None:
 
 def measure(given: argparse.Namespace) -> None:
     for kind in PORTS:
-        until(partial(asked, kind, "/memory"))
+        until(partial(asked, kind, "/waiting"))
     for burst in given.bursts:
         compare(given.subscribers, given.seconds, given.rounds, burst)
     if given.idle:

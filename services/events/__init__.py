@@ -18,6 +18,7 @@ from uuid import UUID
 import structlog
 
 from models import JobLog
+from services.events.coalesced import Coalesced
 from services.events.horizon import Horizon
 from services.events.recent import Recent
 
@@ -50,6 +51,7 @@ class Events:
     def __init__(self, horizon: Horizon, poll_seconds: float | None) -> None:
         self.position = 0
         self._horizon = horizon
+        self._newest = Coalesced(horizon.newest)
         self._poll_seconds = poll_seconds
         self._recent = Recent()
         self._new = asyncio.Event()
@@ -192,14 +194,14 @@ class Events:
         A writer that stays open holds it back, for two seconds at most.
         """
         with self.watching(), suppress(TimeoutError):
-            newest = await self._horizon.newest()
+            newest = await self._newest()
             async with asyncio.timeout(COMPLETE_SECONDS):
                 await self.past(newest - 1)
         return self.position
 
     async def lag(self) -> int:
         """How many entries can be seen that were not handed on yet."""
-        return max(0, await self._horizon.newest() - self.position)
+        return max(0, await self._newest() - self.position)
 
     async def until(self, found: Callable[[], Awaitable[T | None]], seconds: float) -> T | None:
         """What `found` finds, asked now and after new entries; None after `seconds`."""
