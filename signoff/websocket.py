@@ -234,9 +234,7 @@ class Socket(Connection):
         return frames.complete_frame(frame.id)
 
     async def _run(self, frame: Subscribe, subscriber: SocketSubscriber) -> None:
-        """In the name of whom the socket's key stands for now."""
-        credential = self._session.credential
-        viewer = await self._sessions.gate.viewer(credential, self._request.headers)
+        viewer = await self._sessions.viewer(self._session, self._request.headers)
         await self._hub.run(frame.asked, viewer, subscriber)
 
     async def _send(self, frame: bytes) -> None:
