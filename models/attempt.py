@@ -26,6 +26,7 @@ class Attempt(Table):
     `responded_at` says that the agent's response is on record: the checkpoint
     behind which the agent is never asked again. `resumptions` counts how often it was gone
     on with after its process had ended: a job that ends its process must not do so for ever.
+    It begins anew with each look at a long call that its process survives.
     """
 
     number = fields.IntField()

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from uuid import UUID
 
-from models import JobLogType, JobPhase, LongCall, QueueEntry, QueueState, statements
+from models import Attempt, JobLogType, JobPhase, LongCall, QueueEntry, QueueState, statements
 from models.statements import Statement
 from services import attempts, budgets, calling, circuits
 from services.agent_http import Accepted, AgentCallFailed, AgentFault, AgentReply, locations
@@ -205,6 +205,7 @@ async def _give_back(
     """The job stays as it is, so its version does; the worker's entry is the fence.
 
     The worker may have the entry again, after a callback, so it is asked for that as well.
+    It has survived this look: those that were lost before are not held against the attempt.
     """
 
     async def gone() -> None:
@@ -213,10 +214,18 @@ async def _give_back(
     current().swap(
         QueueEntry,
         {"job_id": this.job.id, "number": this.attempt.number, "worker_id": worker_id},
-        {"state": QueueState.AWAITING, "worker_id": None, "ready_at": ready_at, "failures": 0},
+        {
+            "state": QueueState.AWAITING,
+            "worker_id": None,
+            "ready_at": ready_at,
+            "failures": 0,
+            "lost": 0,
+        },
         gone,
     )
     current().settles(this.job)
+    if this.attempt.resumptions:
+        current().update(Attempt, {"id": this.attempt.id}, {"resumptions": 0})
     why = None if trouble is None else storable(str(trouble))
     values = [str(this.attempt.id), call.polls + 1, why]
     current().require(Statement(LOOKED, values, "long_calls", guarded=True), gone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from services.actors import NOBODY, Viewer
-from services.errors import ErrorCode, LimitExceeded
+from services.errors import ErrorCode, LimitExceeded, Unauthenticated
 from signoff.auth import Gate
 from signoff.refusals import Refused
 
@@ -111,6 +111,17 @@ class Sessions:
             self._connections[client] += 1
             session.client = client
         session.credential, session.viewer = credential, viewer
+
+    async def viewer(self, session: Session, headers: Mapping[str, str]) -> Viewer:
+        """In whose name an operation runs; raises `Unauthenticated` if that has changed.
+
+        What ran by another role than the watch compares would outlast that role, if the change
+        is undone before the watch comes round.
+        """
+        viewer = await self.gate.viewer(session.credential, headers)
+        if viewer != session.viewer:
+            raise Unauthenticated(CHANGED)
+        return viewer
 
     @contextmanager
     def operation(self, session: Session) -> Generator[None]:

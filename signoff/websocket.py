@@ -40,6 +40,14 @@ class SocketLimits:
     """Under way at once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One that is under way, and who is told of it."""
+
+    subscriber: SocketSubscriber
+    task: asyncio.Task[None]
+
+
 class Closing(Exception):
     """The socket is to be closed with this code."""
 
@@ -65,7 +73,7 @@ class Socket(Connection):
         self._attempts = attempts
         self._sessions = sessions
         self._limits = request.app.get(LIMITS, SocketLimits())
-        self._operations: dict[str, asyncio.Task[None]] = {}
+        self._operations: dict[str, Operation] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # some are still busy with their end
         self._closing = False
         self._patience = asyncio.timeout(self._limits.init_seconds)
@@ -176,7 +184,9 @@ class Socket(Connection):
             error = LimitExceeded(f"This socket has {limit} operations under way.", limit)
             await self._send(frames.error_frame(frame.id, [shown_failure(error).formatted]))
             return
-        task = self._operations[frame.id] = asyncio.create_task(self._operate(frame))
+        subscriber = SocketSubscriber(self, self._send, frame.id)
+        task = asyncio.create_task(self._operate(frame, subscriber))
+        self._operations[frame.id] = Operation(subscriber, task)
         self._keep(task)
 
     def _keep(self, task: asyncio.Task[None]) -> None:
@@ -184,27 +194,37 @@ class Socket(Connection):
         task.add_done_callback(self._tasks.discard)
 
     def _completed(self, id: str) -> None:
+        """Its client may use the id again at once, and hears nothing more of this operation."""
         operation = self._operations.pop(id, None)
         if operation is not None:
-            operation.cancel()
+            operation.task.cancel()
+            self._hub.leave(operation.subscriber)  # as it will by itself, but not before others
 
-    async def _operate(self, frame: Subscribe) -> None:
+    async def _operate(self, frame: Subscribe, subscriber: SocketSubscriber) -> None:
         """One operation to its end, whatever that is: the others go on."""
         with suppress(ConnectionError):  # the reader hears of it
             try:
-                last = await self._last_frame(frame)
+                last = await self._last_frame(frame, subscriber)
             except Unauthenticated as error:
-                self._operations.pop(frame.id, None)  # not to be cancelled by the end it brings
+                self._freed(frame.id, subscriber)  # not to be cancelled by the end it brings
                 await self.close(FORBIDDEN, f"Forbidden: {error}")
             else:
-                self._operations.pop(frame.id, None)  # the id is free before its client hears
-                await self._send(last)
+                if self._freed(frame.id, subscriber):  # before its client hears
+                    await self._send(last)
 
-    async def _last_frame(self, frame: Subscribe) -> bytes:
+    def _freed(self, id: str, subscriber: SocketSubscriber) -> bool:
+        """Whether the id was still this operation's; from now on it is free."""
+        operation = self._operations.get(id)
+        if operation is None or operation.subscriber is not subscriber:
+            return False
+        del self._operations[id]
+        return True
+
+    async def _last_frame(self, frame: Subscribe, subscriber: SocketSubscriber) -> bytes:
         """Send the results; returns what ends the operation."""
         try:
             with self._sessions.operation(self._session):
-                await self._run(frame)
+                await self._run(frame, subscriber)
         except NotExecuted as error:
             return frames.error_frame(frame.id, error.errors)
         except (Unauthenticated, ConnectionError):
@@ -213,11 +233,8 @@ class Socket(Connection):
             return frames.error_frame(frame.id, [shown_failure(error).formatted])
         return frames.complete_frame(frame.id)
 
-    async def _run(self, frame: Subscribe) -> None:
-        """In the name of whom the socket's key stands for now."""
-        credential = self._session.credential
-        viewer = await self._sessions.gate.viewer(credential, self._request.headers)
-        subscriber = SocketSubscriber(self, self._send, frame.id)
+    async def _run(self, frame: Subscribe, subscriber: SocketSubscriber) -> None:
+        viewer = await self._sessions.viewer(self._session, self._request.headers)
         await self._hub.run(frame.asked, viewer, subscriber)
 
     async def _send(self, frame: bytes) -> None:
@@ -227,7 +244,7 @@ class Socket(Connection):
 
     async def _cancel(self) -> None:
         """End the operations and wait until they have cleaned up."""
-        tasks = list(self._operations.values())
+        tasks = [each.task for each in self._operations.values()]
         self._operations.clear()
         for task in tasks:
             task.cancel()

@@ -14,12 +14,12 @@ import pytest
 from aiohttp import web
 from prometheus_client import Counter
 
-from models import JobLog, Role
+from models import ActorKind, JobLog, JobLogType, JobStatus, Role
 from models.base import now
 from services import jobs, retention
 from services.paging import encode_position
 from services.runtime import Runtime
-from signoff import subscribers
+from signoff import messages, subscribers
 from signoff.app import RUNTIME, VIEW, create_app
 from signoff.frames import next_head
 from signoff.hub import MAX_ASKED_BYTES, Hub
@@ -459,6 +459,48 @@ async def test_an_id_may_be_used_again_at_once_with_another_position(client: Cli
             await socket.ping()
             await add_note(client, job["id"])
         await socket.ping()
+
+
+async def test_who_ends_a_subscription_is_told_nothing_more_and_may_use_its_id_at_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "PART_BYTES", 1)  # so each is written by itself
+    rt = rt_of(client)
+    job = await make_job(rt, viewer=ADMIN)
+    other = {"id": "x", "type": "subscribe", "payload": {"query": "{ viewer { id } }"}}
+    async with connected(client) as socket, streaming(client, CHANGES) as stream:
+        for _ in range(5):
+            query = {"query": CHANGES}
+            await socket.send({"id": "x", "type": "subscribe", "payload": query})
+            await holds(lambda: hub(client).subscribers == 2)
+            await changed(rt, job.id, 100)
+            await socket.next("x")
+            for message in ({"id": "x", "type": "complete"}, {"type": "ping"}, other):
+                await socket.send(message)
+            while (told := await socket.receive())["type"] == "next":
+                assert "jobStatusChanged" in told["payload"]["data"]
+            assert told == {"type": "pong"}
+            assert await socket.next("x") == {"data": {"viewer": {"id": "local"}}}
+            assert await socket.receive() == {"id": "x", "type": "complete"}
+            for _ in range(100):
+                await stream.next()
+
+
+async def changed(rt: Runtime, job_id: Any, count: int) -> None:
+    """So many changes of a job's status, of which listeners are told at once."""
+    changes = [
+        JobLog(
+            job_id=job_id,
+            type=JobLogType.STATUS_CHANGE,
+            status=JobStatus.PENDING,
+            payload_json='{"from": null, "to": "PENDING", "reason": "CREATED"}',
+            actor_kind=ActorKind.SYSTEM,
+            actor_name="Elsewhere",
+        )
+        for _ in range(count)
+    ]
+    await JobLog.bulk_create(changes)
+    rt.events.wake()
 
 
 async def test_a_message_that_cannot_be_made_ends_its_subscription_and_no_other(

@@ -32,6 +32,7 @@ from services.execution import ExecuteJob
 from services.runtime import Runtime
 from services.values import public_id
 from services.waiting import running_counts
+from services.workers import Orphan
 from signoff.app import RUNTIME
 from signoff.wiring import runtime
 from tests.fakes.agents import Behaviour, Received, fake_agent
@@ -448,6 +449,46 @@ async def test_a_look_that_hangs_ends_long_before_the_time_of_an_attempt(
         None,
         "TIMEOUT",
     ]
+
+
+async def test_a_look_that_was_survived_forgives_the_workers_that_were_lost_before(
+    rt: Runtime,
+) -> None:
+    """However many are lost over the days, it is no poison as long as looks come to an end."""
+    laps, losses = rt.options.max_losses, 2
+    async with fake_agent(patient) as fake:
+        job = await awaited(rt, fake.url)
+        for lap in range(laps):
+            for times in range(losses):
+                await lose_its_worker(rt, job)
+                (attempt,) = await attempts_of(job)
+                assert attempt.resumptions == times + 1
+            await look_now(rt, job)
+
+            async def looked_at(polls: int = lap + 1) -> bool:
+                return await LongCall.filter(polls=polls).exists()
+
+            await until(looked_at)
+            (attempt,) = await attempts_of(job)
+            assert (attempt.resumptions, (await QueueEntry.get(job_id=job.id)).lost) == (0, 0)
+        fake.behave = says_ok
+        await look_now(rt, job)
+        assert (await ended(job)).status is JobStatus.COMPLETED
+    assert methods(fake.received) == ["POST", *["GET"] * (laps + 1)]
+
+
+async def lose_its_worker(rt: Runtime, job: Job) -> None:
+    """As if one had ended while it looked how far the agent is, and another one found that out."""
+    orphan = Orphan(job.id, 1, uuid7())
+    entry = QueueEntry.filter(job_id=job.id)
+    await entry.update(state=QueueState.RUNNING, worker_id=orphan.worker_id)
+    await execution.take_over(rt, orphan)
+
+
+async def look_now(rt: Runtime, job: Job) -> None:
+    now = datetime.now(UTC)
+    await QueueEntry.filter(job_id=job.id).update(ready_at=now)
+    rt.engine.wake(now)
 
 
 async def test_paused_agents_and_open_circuits_hold_up_no_answer(rt: Runtime) -> None:

@@ -23,7 +23,7 @@ from tests.support.making import holds
 from tests.support.running import AiohttpClient, Client, settings_for
 from tests.support.sockets import PROTOCOL, Socket, connected, streaming
 
-CHANGES = "subscription { jobStatusChanged { cursor } }"
+CHANGES = "subscription { jobStatusChanged { cursor job { id } } }"
 VIEWER = "{ viewer { id } }"
 REVOKED = "The key was revoked, or is needed now."
 CHANGED = "The key's role has changed; connect again."
@@ -97,6 +97,27 @@ async def test_a_changed_role_closes_its_sockets(client: Client, database_url: s
     async with connected(client, bearer(key)) as socket:
         id = await socket.subscribe("{ viewer { role } }")
         assert await socket.next(id) == {"data": {"viewer": {"role": "VIEWER"}}}
+
+
+@both
+async def test_a_role_that_was_higher_for_a_moment_leaves_no_subscription_behind(
+    client: Client, database_url: str
+) -> None:
+    """The watch sees the role as it was before: what is asked for meanwhile must not be by it."""
+    sessions(client).watch_seconds = 3600
+    mia = await make_key(database_url, "Mia", Role.MEMBER)
+    ada = await make_key(database_url, "Ada", Role.ADMIN)
+    async with connected(client, bearer(mia)) as socket, streaming(client, CHANGES, mia) as stream:
+        await socket.subscribe(CHANGES)
+        await change_role(database_url, "Mia", Role.ADMIN)
+        await socket.subscribe(CHANGES)
+        assert await ended(socket) == (4403, f"Forbidden: {CHANGED}")
+        await change_role(database_url, "Mia", Role.MEMBER)
+        await sessions(client).check()
+        await new_job(client, ada)
+        made = await new_job(client, mia)
+        (told,) = (await stream.next())["data"].values()
+        assert told["job"]["id"] == made["id"]
 
 
 async def test_the_first_key_ends_what_was_open_without_one(

@@ -18,7 +18,7 @@ from services import keys
 from services.runtime import Runtime
 from services.webhooks import claims, deliveries, enabled, hooks
 from signoff.wiring import runtime
-from tests.support.hooks import Hook, make_hook
+from tests.support.hooks import Hook, by_itself, make_hook
 from tests.support.making import ADMIN
 from tests.support.running import settings_for
 
@@ -145,5 +145,6 @@ async def test_a_revoked_owner_is_not_told_what_still_waits(idle: Runtime) -> No
     assert await take(idle) == []
     row = await hook.row()
     assert (row.enabled, row.disabled_reason) == (False, enabled.KEYLESS)
+    assert await hook.ends() == by_itself(enabled.KEYLESS)
     waiting = {(each.state, each.attempts) for each in await hook.deliveries()}
     assert waiting == {(WebhookDeliveryState.PENDING, 0)}

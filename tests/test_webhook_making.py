@@ -24,7 +24,7 @@ from services.webhooks import enabled, hooks, making
 from services.webhooks.making import Maker
 from signoff.wiring import runtime
 from tests.fakes.agents import fake_agent
-from tests.support.hooks import Hook, heard, make_hook, takes, verified
+from tests.support.hooks import Hook, by_itself, heard, make_hook, takes, verified
 from tests.support.making import ADMIN, MEMBER, NOWHERE, OTHER, make_job, until
 from tests.support.running import settings_for
 from tests.test_events import Connection, Elsewhere, only_postgres, write_many
@@ -239,6 +239,7 @@ async def test_a_webhook_that_cannot_be_read_is_disabled_once_and_holds_up_no_ot
         state = Webhook.filter(id=bad.id).values_list("enabled", "disabled_reason", "position")
         ((enabled, why, position),) = await state
         assert (enabled, why) == (False, reason)
+        assert await bad.ends() == by_itself(reason)
         first = await JobLog.all().order_by("seq").first()
         assert first
         assert position < first.seq  # it goes on from there when it was mended

@@ -12,17 +12,17 @@ import pytest
 from standardwebhooks import WebhookVerificationError
 
 from models import ApiKey, JobLog, JobLogType, Role, Webhook, WebhookDelivery, WebhookDeliveryState
-from services import jobs, keys, workspaces
+from services import jobs, keys, verification, workspaces
 from services.errors import Forbidden, InvalidInput, NotFound
 from services.jobs import CreateJob
 from services.paging import Window, encode_position
 from services.runtime import Runtime
 from services.values import public_id
-from services.webhooks import deliveries, enabled, hooks, payloads, schedule
+from services.webhooks import deliveries, enabled, hooks, outcomes, payloads, schedule
 from services.webhooks.claims import PER_WEBHOOK
 from services.webhooks.hooks import SaveWebhook
 from tests.fakes.agents import FakeAgent, Received, fake_agent
-from tests.support.hooks import Hook, heard, ids, make_hook, takes, told, verified
+from tests.support.hooks import Hook, by_itself, heard, ids, make_hook, takes, told, verified
 from tests.support.making import (
     ADMIN,
     MEMBER,
@@ -291,6 +291,7 @@ async def test_who_has_no_key_any_more_is_told_nothing(rt: Runtime) -> None:
 
         await until(disabled)
         assert (await hook.row()).disabled_reason == enabled.KEYLESS
+        assert await hook.ends() == by_itself(enabled.KEYLESS)
         assert len(await hook.deliveries()) == len(endpoint.received) == 1
 
 
@@ -425,6 +426,7 @@ async def test_who_is_gone_is_disabled_and_told_when_it_is_back(rt: Runtime) -> 
             False,
             "It answered 410 Gone: it wants no more events.",
         )
+        assert await hook.ends() == by_itself(outcomes.GONE)
         with pytest.raises(InvalidInput, match="disabled"):
             await deliveries.redeliver(rt, ADMIN, row.id)
         with pytest.raises(InvalidInput, match="disabled"):
@@ -457,6 +459,7 @@ async def test_an_answer_of_an_old_address_says_nothing_of_the_new(rt: Runtime) 
         assert (row.state, row.status_code) == (PENDING, 410)
         webhook = await hook.row()
         assert (webhook.enabled, webhook.failures, webhook.reason) == (True, 0, None)
+        assert await hook.ends() == []
 
 
 async def test_who_has_only_failed_for_days_is_disabled(rt: Runtime) -> None:
@@ -476,6 +479,8 @@ async def test_who_has_only_failed_for_days_is_disabled(rt: Runtime) -> None:
             False,
             "It has only failed for 5 days. The last time: It answered 500 Internal Server Error.",
         )
+        assert await hook.ends() == by_itself(webhook.disabled_reason or "")
+        assert (await verification.of_workspace(ADMIN, int)).ok
 
 
 @pytest.mark.parametrize(

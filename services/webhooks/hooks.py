@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -346,18 +347,48 @@ async def _remove(rt: Runtime, viewer: Viewer, hook: Webhook) -> None:
 
 @atomic
 async def disable(rt: Runtime, webhook_id: UUID, reason: str) -> None:
-    """Stop it, if it is not stopped already."""
-    current().writes.append(disabling({"id": webhook_id}, reason))
+    """Disable it for its owner, if it is not disabled already."""
+    current().update(Webhook, {"id": webhook_id, "enabled": True}, _disabled(reason))
+
+
+def _disabled(reason: str) -> dict[str, Any]:
+    return {"enabled": False, "disabled_reason": reason, "updated_at": datetime.now(UTC)}
+
+
+class Changed(Exception):
+    """The webhook is not what it was seen as, or is disabled."""
 
 
 async def stop(rt: Runtime, webhook_id: UUID, reason: str) -> None:
-    """Disable it because it cannot go on, and say so in the log."""
-    await disable(rt, webhook_id, reason)
+    """Disable it because it cannot go on, if it is not disabled already, and say so in the log."""
+    with suppress(Changed):
+        await _stop(rt, webhook_id, reason)
+        complain(webhook_id, reason)
+
+
+@atomic
+async def _stop(rt: Runtime, webhook_id: UUID, reason: str) -> None:
+    """Of the row nothing is read but whose it is: the rest may be what cannot be read."""
+    for (workspace_id,) in await statements.database().fetch(WORKSPACE, str(webhook_id)):
+        await end({"id": webhook_id}, workspace_id, reason)
+
+
+WORKSPACE = 'SELECT "workspace_id" FROM "webhooks" WHERE "id" = $1'
+
+
+async def end(seen: Mapping[str, Any], workspace_id: int, reason: str) -> None:
+    """Disable it, and tell who reads the audit log, in the transaction under way.
+
+    That writes nothing and raises `Changed` if the webhook is not as it was `seen`, or disabled.
+    """
+
+    async def refuse() -> None:
+        raise Changed
+
+    current().swap(Webhook, {**seen, "enabled": True}, _disabled(reason), refuse)
+    await telling.ended(seen["id"], workspace_id, reason)
+
+
+def complain(webhook_id: UUID, reason: str) -> None:
     name = public_id("webhook", webhook_id)
     logger.warning("webhook disabled", webhook_id=name, reason=reason)
-
-
-def disabling(seen: Mapping[str, Any], reason: str) -> Statement:
-    where = {**seen, "enabled": True}
-    changes = {"enabled": False, "disabled_reason": reason, "updated_at": datetime.now(UTC)}
-    return statements.update(Webhook, where, changes)

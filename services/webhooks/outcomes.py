@@ -7,20 +7,15 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
-import structlog
-
-from models import Webhook, WebhookDelivery, WebhookDeliveryState, statements
+from models import Webhook, WebhookDelivery, WebhookDeliveryState
 from models.statements import Statement
 from services import circuits
 from services.runtime import Runtime
 from services.transactions import atomic, current
-from services.values import public_id
-from services.webhooks import schedule
+from services.webhooks import hooks, schedule
 from services.webhooks.claims import Claimed
 from services.webhooks.client import Answer, Outcome
-from services.webhooks.hooks import WELL, disabling
-
-logger = structlog.get_logger(__name__)
+from services.webhooks.hooks import WELL, Changed
 
 NEVER = 2**31 - 1
 """Failures that open no circuit."""
@@ -32,18 +27,32 @@ class Overtaken(Exception):
     """The delivery is somebody else's by now."""
 
 
-@atomic
 async def record(rt: Runtime, it: Claimed, answer: Answer, began: datetime) -> None:
-    """Write it down. Raises `Overtaken` if the lease was over and another worker has it."""
+    """Write it down. Raises `Overtaken` if the lease was over and another worker has it.
+
+    It says nothing of a webhook that was changed meanwhile: its address may be another.
+    """
+    try:
+        reason = await _record(rt, it, answer, began)
+    except Changed:
+        await _record(rt, it, answer, began, of_webhook=False)
+    else:
+        if reason is not None:
+            hooks.complain(it.hook.id, reason)
+
+
+@atomic
+async def _record(
+    rt: Runtime, it: Claimed, answer: Answer, began: datetime, *, of_webhook: bool = True
+) -> str | None:
+    """Returns why the webhook is disabled by it, if it is; raises `Changed` if it was before."""
 
     async def refuse() -> None:
         raise Overtaken
 
     held = {"id": it.id, "state": WebhookDeliveryState.SENDING, "next_attempt_at": it.until}
     current().swap(WebhookDelivery, held, _changes(it, answer, began), refuse)
-    change = _of_webhook(rt, it.hook, answer)
-    if change is not None:
-        current().writes.append(change)
+    return await _of_webhook(rt, it.hook, answer) if of_webhook else None
 
 
 def _changes(it: Claimed, answer: Answer, began: datetime) -> dict[str, Any]:
@@ -66,21 +75,19 @@ def _changes(it: Claimed, answer: Answer, began: datetime) -> dict[str, Any]:
     return changes
 
 
-def _of_webhook(rt: Runtime, hook: Webhook, answer: Answer) -> Statement | None:
-    """What is written of the webhook; nothing while all is well with it.
-
-    It says nothing of one that was changed meanwhile: its address may be another.
-    """
+async def _of_webhook(rt: Runtime, hook: Webhook, answer: Answer) -> str | None:
+    """Write what it says of the webhook: nothing while all is well with it."""
     seen = {"id": hook.id, "version": hook.version}
     if answer.outcome is Outcome.OK:
-        ails = hook.failures or hook.open_until or hook.failing_since
-        return statements.update(Webhook, seen, WELL) if ails else None
+        if hook.failures or hook.open_until or hook.failing_since:
+            current().update(Webhook, seen, WELL)
+        return None
     reason = _hopeless(hook, answer)
     if reason is not None:
-        name = public_id("webhook", hook.id)
-        logger.warning("webhook disabled", webhook_id=name, reason=reason)
-        return disabling(seen, reason)
-    return _failed(rt, hook, answer)
+        await hooks.end(seen, hook.workspace_id, reason)
+    else:
+        current().writes.append(_failed(rt, hook, answer))
+    return reason
 
 
 def _hopeless(hook: Webhook, answer: Answer) -> str | None:

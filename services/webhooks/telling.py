@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from models import Webhook, jsontext
 from services import audit
-from services.actors import Viewer
+from services.actors import SYSTEM, Viewer
 from services.runtime import Runtime
 from services.secrets import SecretUnreadable
 from services.values import public_id
@@ -51,6 +52,13 @@ async def secret_rotated(viewer: Viewer, hook: Webhook, overlap: timedelta) -> N
 
 async def deleted(viewer: Viewer, hook: Webhook) -> None:
     await audit.record(viewer, "webhook.deleted", _subject(hook), {})
+
+
+async def ended(webhook_id: UUID, workspace_id: int, reason: str) -> None:
+    """It was disabled by nobody, since it could not go on."""
+    changes = {"enabled": audit.change(True, False), "reason": audit.change(None, reason)}  # noqa: FBT003
+    subject = public_id("webhook", webhook_id)
+    await audit.append(SYSTEM, workspace_id, "webhook.disabled", subject, changes)
 
 
 def _plain(columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from uuid import UUID
 import orjson
 from standardwebhooks import Webhook as Verifier
 
-from models import Webhook, WebhookDelivery, WebhookDeliveryState
+from models import ActorKind, AuditEntry, Webhook, WebhookDelivery, WebhookDeliveryState
 from services.actors import Viewer
 from services.runtime import Runtime
+from services.values import public_id
 from services.webhooks import hooks
 from services.webhooks.hooks import SaveWebhook
 from tests.fakes.agents import FakeAgent, Received
@@ -49,6 +50,13 @@ class Hook:
         assert len(rows) == count
         return rows
 
+    async def ends(self) -> list[tuple[ActorKind, Any]]:
+        """Who disabled it by the audit log, and what that tells of it."""
+        entries = AuditEntry.filter(
+            action="webhook.disabled", subject=public_id("webhook", self.id)
+        )
+        return [(each.actor_kind, orjson.loads(each.changes_json)) async for each in entries]
+
     async def let_due(self) -> None:
         """What waits for its next try, and the circuit, need not wait any longer."""
         now = (await self.row()).created_at
@@ -62,6 +70,12 @@ async def make_hook(rt: Runtime, url: str, viewer: Viewer = ADMIN, **given: Any)
     saved = await hooks.save(rt, viewer, command)
     assert saved.new_secret
     return Hook(saved.webhook.id, saved.new_secret)
+
+
+def by_itself(reason: str) -> list[tuple[ActorKind, Any]]:
+    """The only end of a webhook, which Signoff brought for this reason."""
+    changes = {"enabled": {"from": True, "to": False}, "reason": {"from": None, "to": reason}}
+    return [(ActorKind.SYSTEM, changes)]
 
 
 async def heard(endpoint: FakeAgent, count: int) -> list[Json]:
