@@ -176,12 +176,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
 
 
 async def _protected(request: web.Request, response: web.StreamResponse) -> None:
-    """Answers of `/graphql`, errors too, also tell browsers which pages may read them.
-
-    What opens a WebSocket is nothing that a browser shows or keeps.
-    """
-    if isinstance(response, web.WebSocketResponse):
-        return
+    """Answers of `/graphql`, errors too, also tell browsers which pages may read them."""
     protect(request, response)
     if request.path == PATH and PAGES in request.app:
         request.app[PAGES].mark(request.headers, response.headers)

@@ -32,9 +32,10 @@ EVERYWHERE = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Server": "signoff",
 }
 """Of every answer; a page's own content security policy goes before."""
+SERVER = "signoff"
+"""Without a version, and without aiohttp's."""
 TLS_ONLY = "max-age=31536000"
 
 
@@ -111,10 +112,10 @@ def protect(request: web.BaseRequest, response: web.StreamResponse) -> None:
 
     Behind TLS, also the order to come back by TLS only; over plain HTTP browsers ignore it.
     """
+    response.headers["Server"] = SERVER
+    if isinstance(response, web.WebSocketResponse):  # nothing that a browser shows or keeps
+        return
     for name, value in EVERYWHERE.items():
-        if name == "Server":
-            response.headers[name] = value
-        else:
-            response.headers.setdefault(name, value)
+        response.headers.setdefault(name, value)
     if request.secure or request.headers.get("X-Forwarded-Proto", "").lower() == "https":
         response.headers.setdefault("Strict-Transport-Security", TLS_ONLY)

@@ -78,34 +78,38 @@ class Hub:
 
         Raises `NotExecuted`, also of what ends a subscription, and `ConnectionError`.
         """
+        try:
+            membership = await self._begin(asked, viewer, subscriber)
+            if membership is not None:
+                raise NotExecuted([await membership.ended])
+        finally:
+            self.leave(subscriber)
+
+    async def _begin(
+        self, asked: Asked, viewer: Viewer, subscriber: Subscriber
+    ) -> Membership | None:
+        """Send the results; who subscribes is told the rest of all that was, and is a member then.
+
+        By itself, so that nothing of it is kept for as long as they are told what follows.
+        """
         enquiry = Enquiry(self.rt, viewer)
         async with aclosing(results.stream(self._guard, enquiry, asked)) as payloads:
             async for payload in payloads:
                 await subscriber.send(payload)
         if enquiry.asked is None:
-            return
+            return None
         if asked.size > MAX_ASKED_BYTES:
             message = f"A subscription is kept, so it has at most {MAX_ASKED_BYTES} bytes."
             raise NotExecuted([shown_failure(LimitExceeded(message, MAX_ASKED_BYTES))])
         sharable = Sharable(self._guard.text(asked), asked.variables, asked.operation_name)
+        question, telling = enquiry.asked
         try:
-            ended_by = await self._listen(sharable, *enquiry.asked, subscriber)
+            with self._group(sharable, question, telling) as group:
+                return await self._replay(group, question, subscriber)
         except ConnectionError:
             raise
         except Exception as error:
             raise NotExecuted([shown_failure(error)]) from error
-        raise NotExecuted([ended_by])
-
-    async def _listen(
-        self, asked: Sharable, question: Question, telling: Telling, subscriber: Subscriber
-    ) -> GraphQLError:
-        """Bring the subscriber up to the present, then tell them; returns what ends it."""
-        try:
-            with self._group(asked, question, telling) as group:
-                membership = await self._replay(group, question, subscriber)
-            return await membership.ended
-        finally:
-            self.leave(subscriber)
 
     def leave(self, subscriber: Subscriber) -> None:
         """Tell the subscriber nothing more."""

@@ -127,6 +127,7 @@ class Socket(Connection):
             async with self._patience:
                 async for message in self._ws:
                     await self._receive(message)
+                    del message  # it may be large, and the next one may never come
         except TimeoutError:
             if not self._patience.expired():
                 raise

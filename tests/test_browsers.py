@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import WSServerHandshakeError, web
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from models import Role
 from signoff.app import create_app
+from signoff.browsers import EVERYWHERE
 from tests.support.browser import WatchedPage
 from tests.support.graphql import Json, make_key
 from tests.support.running import AiohttpClient, Client, settings_for
@@ -205,6 +206,13 @@ async def test_streams_have_them_too(client: Client) -> None:
     async with client.post("/graphql", json=QUERY, headers=headers) as answer:
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Cache-Control"] == "no-store, no-transform"
+
+
+async def test_a_websocket_has_none_but_our_name(client: Client) -> None:
+    async with client.ws_connect("/graphql", protocols=[PROTOCOL]) as socket:
+        headers = cast("Any", socket)._response.headers
+    assert headers["Server"] == "signoff"
+    assert not EVERYWHERE.keys() & headers.keys()
 
 
 async def test_behind_tls_browsers_are_told_to_stay_there(client: Client) -> None:
