@@ -83,6 +83,7 @@ class Line:
 class BatchingClient(AsyncpgDBClient):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
+        self._closed = False
         self._vital = Line(self._another_connection)
         self._read = Line(self._another_connection)
         self._written = Line(partial(self._another_connection, lock_timeout=LOCK_TIMEOUT))
@@ -94,10 +95,13 @@ class BatchingClient(AsyncpgDBClient):
         async with self._vital.held() as connection:
             return await connection.fetch(sql, *values)
 
+    async def create_pool(self, **kwargs: Any) -> Any:
+        return await self._unless_closed(super().create_pool(**kwargs))
+
     async def _another_connection(self, **settings: str) -> Any:
         connect = cast("Callable[..., Awaitable[Any]]", asyncpg.connect)
         more = {name: value for name, value in self.extra.items() if name not in OF_THE_POOL}
-        return await connect(
+        opened = connect(
             host=self.host,
             port=self.port,
             user=self.user,
@@ -106,8 +110,18 @@ class BatchingClient(AsyncpgDBClient):
             server_settings=self.server_settings | settings,
             **more,
         )
+        return await self._unless_closed(opened)
+
+    async def _unless_closed(self, opened: Awaitable[Any]) -> Any:
+        """A connection, or a pool; raises `InterfaceError` where nobody would close it any more."""
+        made = await opened
+        if self._closed:
+            _drop(made)
+            raise asyncpg.InterfaceError("The client is closed.")
+        return made
 
     async def _close(self) -> None:
+        self._closed = True
         for line in (self._vital, self._read, self._written):
             line.close()
         pool = cast("Any", self._pool)

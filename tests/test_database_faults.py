@@ -17,6 +17,7 @@ import asyncpg
 import pytest
 
 from models import statements
+from models.statements import Unavailable
 from services import queue, workers
 from services.runtime import Runtime
 from signoff import database
@@ -34,6 +35,7 @@ COMMAND = database.COMMAND_SECONDS + database.CONNECT_SECONDS
 KILLS = 8
 SLEEPING = """SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND state = 'active' AND query LIKE 'SELECT pg_sleep%'"""
+CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
 JOBS = "query { jobs(first: 1) { nodes { id } } }"
 
 
@@ -238,6 +240,28 @@ async def test_signs_of_life_do_not_wait_for_the_pool(rt: Runtime) -> None:
     async with fake_agent(says_ok) as agent:
         done = await execute(rt, await make_job(rt, await make_agent(rt, agent.url)))
     assert done.status == "COMPLETED"
+
+
+async def test_client_that_is_closed_leaves_no_connection(postgres_url: str) -> None:
+    watcher = await asyncpg.connect(postgres_url)
+
+    async def is_alone() -> bool:
+        return await watcher.fetchval(CONNECTED) == 1
+
+    try:
+        async with database.connected(postgres_url):
+            client = statements.database()
+            connecting = asyncio.create_task(client.fetch_vital("SELECT 1"))
+            await asyncio.sleep(0)
+        with pytest.raises(Unavailable):
+            await connecting
+        with pytest.raises(Unavailable):
+            await client.fetch_vital("SELECT 1")
+        with pytest.raises(Unavailable):
+            await client.fetch("SELECT 1")
+        await until(is_alone)
+    finally:
+        await watcher.close()
 
 
 # SQLite
