@@ -175,6 +175,7 @@ class Hub:
         while True:
             until = group.position
             await tell(partial(follower.step, until))
+            await self._solvent(question.viewer.budget)
             if follower.position >= until and follower.may_join(group.position):
                 membership = self._join(group, subscriber, question.viewer.budget)
                 until = group.position
@@ -222,6 +223,14 @@ class Hub:
                     self.rt.rates.owe(budget, self._price(answers))
                     return answers
             await asyncio.sleep(seconds)
+
+    async def _solvent(self, budget: str) -> None:
+        """Return when something is left again; else the next event would end the subscription."""
+        while True:
+            try:
+                return self.rt.rates.check(budget)
+            except RateLimited as error:
+                await asyncio.sleep(error.retry_after)
 
     def charge(self, budget: str, answers: Sequence[bytes]) -> None:
         """Take what answers cost; raises `RateLimited` where nothing was left before."""

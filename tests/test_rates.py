@@ -324,6 +324,25 @@ async def test_a_dear_replay_is_told_also_to_who_uses_all_that_comes_back(
     using.cancel()
 
 
+async def test_what_happens_after_a_dear_replay_waits_until_it_is_paid(
+    database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient
+) -> None:
+    settings = settings_for(database_url, tmp_path, rate_per_minute=60_000, max_cost=10_000)
+    client = await aiohttp_client(create_app(settings))
+    rates = client.app[RUNTIME].rates
+    await noted(client, 90)
+    rates.owe(ADMIN.budget, 3_000)
+    async with connected(client) as socket:
+        id = await socket.subscribe(EVENTS, after="MA")
+        replayed = (await socket.next(id))["data"]["jobEvents"]
+        assert len(replayed["events"]) == 91
+        assert replayed["caughtUp"]
+        assert rates.left(ADMIN.budget) == 0
+        await noted(client, 0)
+        told = await socket.next(id)
+    assert [each["message"] for each in told["data"]["jobEvents"]["events"]] == [None]
+
+
 async def test_looking_for_events_costs_though_none_is_found(slow: Client) -> None:
     query = """subscription { jobEvents(where: {name: {eq: "None of this name"}}) { cursor } }"""
     async with connected(slow) as socket:
