@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shlex
 import shutil
@@ -11,11 +12,15 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Mapping
 from configparser import ConfigParser
+from contextvars import Context
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 import yaml
 from prometheus_client import Metric
@@ -28,6 +33,7 @@ from signoff import cli
 from signoff.settings import Settings, variable
 from signoff.wiring import runtime
 from tests.fakes.agents import fake_agent
+from tests.support import postgres
 from tests.support.making import execute, make_agent, make_job, says_ok
 from tests.support.running import settings_for
 
@@ -37,6 +43,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
 PROGRAM = cast("Any", cli)
 VARIABLES = {variable(name) for name in Settings.model_fields}
+IN_THE_DOCUMENT = "postgres://signoff@db.example.com/signoff"
 VARIABLE = re.compile(r"\b(?:SIGNOFF|OPENAI)_[A-Z_]*[A-Z]\b")
 
 
@@ -231,6 +238,37 @@ async def test_a_backup_of_a_running_server_is_restored_as_documented(
     await asyncio.create_task(_goes_on(settings))
 
 
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+async def test_a_backup_of_postgres_is_restored_as_documented(
+    rt: Runtime, database_url: str, tmp_path: Path
+) -> None:
+    restored = f"{database_url}_restored"
+    host = f"--host=127.0.0.1 --port={urlsplit(database_url).port} --username=signoff"
+    names = {
+        "--host=db.example.com": host,
+        "--owner=signoff signoff": f"--owner=signoff {urlsplit(restored).path[1:]}",
+    }
+    async with fake_agent(says_ok) as endpoint:
+        done = await execute(rt, await make_job(rt, await make_agent(rt, endpoint.url)))
+        script = block("backup-and-restore.md", "backup of Postgres")
+        await shell(tmp_path, replaced(script, {IN_THE_DOCUMENT: database_url}))
+        await make_job(rt)
+    script = block("backup-and-restore.md", "restore of Postgres")
+    await shell(tmp_path, replaced(script, {IN_THE_DOCUMENT: restored} | names))
+    connection = await asyncpg.connect(restored)
+    rows = await connection.fetch("SELECT id, status FROM jobs")
+    await connection.close()
+    assert [tuple(row) for row in rows] == [(done.id, JobStatus.COMPLETED.value)]
+    await asyncio.create_task(_goes_on(settings_for(restored, tmp_path)), context=Context())
+
+
+def replaced(script: str, names: Mapping[str, str]) -> str:
+    for name, real in names.items():
+        assert name in script
+        script = script.replace(name, real)
+    return script
+
+
 async def _goes_on(settings: Settings) -> None:
     """The restored system does work, with the agent and the secrets that it had."""
     async with runtime(settings, allow_private_agents=True) as rt, fake_agent(says_ok) as endpoint:
@@ -239,5 +277,9 @@ async def _goes_on(settings: Settings) -> None:
 
 
 async def shell(folder: Path, script: str) -> None:
-    process = await asyncio.create_subprocess_exec("/bin/sh", "-ec", script, cwd=folder)
+    tools = postgres.find_binaries()
+    path = os.environ["PATH"] if tools is None else f"{tools}:{os.environ['PATH']}"
+    process = await asyncio.create_subprocess_exec(
+        "/bin/sh", "-ec", script, cwd=folder, env=os.environ | {"PATH": path}
+    )
     assert await process.wait() == 0
