@@ -243,7 +243,7 @@ async def test_signs_of_life_do_not_wait_for_the_pool(rt: Runtime) -> None:
 
 
 async def test_client_that_is_closed_leaves_no_connection(postgres_url: str) -> None:
-    watcher = await asyncpg.connect(postgres_url)
+    watcher = await cast("Any", asyncpg).connect(postgres_url)
 
     async def is_alone() -> bool:
         return await watcher.fetchval(CONNECTED) == 1

@@ -255,7 +255,7 @@ async def test_a_backup_of_postgres_is_restored_as_documented(
         await make_job(rt)
     script = block("backup-and-restore.md", "restore of Postgres")
     await shell(tmp_path, replaced(script, {IN_THE_DOCUMENT: restored} | names))
-    connection = await asyncpg.connect(restored)
+    connection = await cast("Any", asyncpg).connect(restored)
     rows = await connection.fetch("SELECT id, status FROM jobs")
     await connection.close()
     assert [tuple(row) for row in rows] == [(done.id, JobStatus.COMPLETED.value)]
