@@ -44,9 +44,16 @@ async def append(
     workspace = await statements.fetch(Workspace, id=workspace_id)
     if workspace is None:
         raise LookupError(f"There is no workspace {workspace_id}, so nothing can be done in it.")
+    tell(workspace, by, action, subject, changes)
+
+
+def tell(
+    workspace: Workspace, by: Actor, action: str, subject: str, changes: Mapping[str, Any]
+) -> None:
+    """The same of a workspace that was read, or that the transaction makes."""
     text, _ = bounded(changes)
     entry = {
-        "workspace_id": workspace_id,
+        "workspace_id": workspace.id,
         "action": action,
         "subject": storable(subject),
         "changes_json": text or "{}",

@@ -15,14 +15,13 @@ from services import tracing
 from services.errors import DatabaseUnavailable, ErrorCode
 from services.runtime import Runtime
 from signoff import callbacks, graphiql, health, sample
-from signoff.asked import expected
 from signoff.auth import is_loopback
 from signoff.browsers import Pages, protect
 from signoff.callbacks import Callbacks
 from signoff.guarding import Guard, failures_of
 from signoff.health import Health
 from signoff.listening import begun
-from signoff.refusals import Refused, failure
+from signoff.refusals import Refused, failure, in_json
 from signoff.sessions import Limits, Sessions
 from signoff.settings import Settings
 from signoff.transport import View
@@ -91,8 +90,8 @@ def create_app(settings: Settings, *, work: bool = True) -> web.Application:
     app.cleanup_ctx.append(services)
     app.on_shutdown.append(stopping)
     app.on_response_prepare.append(_protected)
-    app.router.add_route("*", PATH, _graphql, expect_handler=expected)
-    app.router.add_post(callbacks.PATH, _callback, expect_handler=expected)
+    app.router.add_route("*", PATH, _graphql)
+    app.router.add_post(callbacks.PATH, _callback)
     app.router.add_get("/", _home)
     app.router.add_post(sample.PATH, sample.endpoint(lambda: app[RUNTIME]))
     graphiql.add_routes(app)
@@ -176,7 +175,12 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
 
 
 async def _protected(request: web.Request, response: web.StreamResponse) -> None:
-    """Answers of `/graphql`, errors too, also tell browsers which pages may read them."""
+    """Answers of `/graphql`, errors too, also tell browsers which pages may read them.
+
+    Errors of aiohttp's own that no handler saw are in JSON too.
+    """
+    if isinstance(response, web.HTTPError):
+        in_json(response)
     protect(request, response)
     if request.path == PATH and PAGES in request.app:
         request.app[PAGES].mark(request.headers, response.headers)

@@ -11,10 +11,10 @@ from math import isfinite
 from typing import Any, NoReturn, cast
 
 import orjson
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 
 from signoff.media import in_utf8, parameters
-from signoff.refusals import Refused, failure
+from signoff.refusals import Refused
 
 BODY_SECONDS = 20
 """A request's body has come by then, or the connection is closed."""
@@ -138,17 +138,6 @@ async def of_post(request: web.Request) -> Asked:
         return replace(asked(decoded(body)), size=len(body))
     except NotAsked as error:
         raise Refused(400, str(error)) from None
-
-
-async def expected(request: web.Request) -> web.StreamResponse | None:
-    """What a request's `Expect` asks for, before its body is sent."""
-    if request.version < HttpVersion11:
-        return None
-    if request.headers["Expect"].lower() != "100-continue":
-        return failure(417, "Only `Expect: 100-continue` is understood.", "HTTP_417")
-    if request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    return None
 
 
 def of_get(request: web.Request) -> Asked:

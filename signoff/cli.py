@@ -29,7 +29,7 @@ from signoff.database import DatabaseUnavailable
 from signoff.demo import DemoFailed
 from signoff.health import HEALTH, Health
 from signoff.key_commands import Command, Refused
-from signoff.listening import listening
+from signoff.listening import allow_files, listening
 from signoff.otel import BadTraceSettings
 from signoff.settings import Settings, variable
 from signoff.wiring import BadSettings, runtime
@@ -126,13 +126,14 @@ def _serve(given: argparse.Namespace) -> None:
             "else could run the executions"
         )
     logs.configure(settings.log_level)
+    allow_files()
     uvloop.run(_serving(settings, work=not given.no_worker))
 
 
 async def _serving(settings: Settings, *, work: bool) -> None:
     await _refuse_open_door(settings)
     app = create_app(settings, work=work)
-    async with _listening(app, settings.host, settings.port) as port:
+    async with _listening(app, settings, settings.port) as port:
         await _announce(settings, app, port)
         keep_what_is_loaded()
         await _stopped()
@@ -143,13 +144,15 @@ async def _serving(settings: Settings, *, work: bool) -> None:
 
 
 @asynccontextmanager
-async def _listening(app: web.Application, host: str, port: int) -> AsyncGenerator[int]:
+async def _listening(app: web.Application, settings: Settings, port: int) -> AsyncGenerator[int]:
     """Serve `app` meanwhile; yields the port, which was to be chosen if it is 0."""
+    most = settings.max_address_connections
     async with AsyncExitStack() as stack:
         try:
-            bound = await stack.enter_async_context(listening(app, host, port))
+            served = listening(app, settings.host, port, most_of_address=most)
+            bound = await stack.enter_async_context(served)
         except OSError as error:
-            raise Refused(_no_address(host, port, error)) from None
+            raise Refused(_no_address(settings.host, port, error)) from None
         yield bound
 
 
@@ -246,8 +249,8 @@ async def _working(settings: Settings) -> None:
         known.gate.uses.written(),
     ):
         if settings.worker_port is not None:
-            listening = _listening(create_probes(known), settings.host, settings.worker_port)
-            port = await probes.enter_async_context(listening)
+            served = _listening(create_probes(known), settings, settings.worker_port)
+            port = await probes.enter_async_context(served)
             print(f"  Health     http://{_reachable(settings.host)}:{port}/healthz")
         print("Signoff worker is ready.", flush=True)
         keep_what_is_loaded()

@@ -1,18 +1,30 @@
-"""The server's side of HTTP connections: what clients may take their time with."""
+"""The server's side of HTTP connections: how many there may be, and how long they may take."""
 
 from __future__ import annotations
 
 import asyncio
+import resource
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import structlog
 from aiohttp import web
 
 from signoff.browsers import protect
+from signoff.guarding import network
 from signoff.refusals import failure
+
+logger = structlog.get_logger(__name__)
+
+FILES = 65_536
+"""That one process needs to have open at most: a connection is one."""
+COMPLAINT_SECONDS = 60.0
+"""Between two lines of the log that connections are refused; who opens them sets the pace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +41,64 @@ class Patience:
     """For requests under way when the server stops."""
 
 
+@dataclass(slots=True)
+class Places:
+    """The connections that are open, by address; at most `most` of each, or any number for 0."""
+
+    most: int = 0
+    _taken: Counter[str] = field(default_factory=Counter[str])
+    _refused: int = 0
+    _complained_at: float = -COMPLAINT_SECONDS
+
+    def take(self, address: str) -> bool:
+        """One more of this address; False if it has as many as it may."""
+        if self.most and self._taken[address] >= self.most:
+            self._refused += 1
+            self._complain(address)
+            return False
+        self._taken[address] += 1
+        return True
+
+    def give_back(self, address: str) -> None:
+        self._taken[address] -= 1
+        if not self._taken[address]:
+            del self._taken[address]
+
+    def _complain(self, address: str) -> None:
+        now = time.monotonic()
+        if now >= self._complained_at + COMPLAINT_SECONDS:
+            self._complained_at = now
+            message = "an address has as many connections as it may; more are closed at once"
+            logger.warning(message, address=address, most=self.most, refused=self._refused)
+            self._refused = 0
+
+
 class Connection(web.RequestHandler):
-    """aiohttp's, with a deadline for a request's head and its own errors in JSON."""
+    """aiohttp's, with a deadline for a request's head and its own errors in JSON.
 
-    __slots__ = ("_busy", "_deadline", "_patience")
+    One that finds no place is closed at once, whatever it would have sent.
+    """
 
-    def __init__(self, manager: web.Server, *, patience: Patience, **options: Any) -> None:
+    __slots__ = ("_address", "_busy", "_deadline", "_patience", "_places")
+
+    def __init__(
+        self, manager: web.Server, *, patience: Patience, places: Places, **options: Any
+    ) -> None:
         super().__init__(manager, **options)
         self._patience = patience
+        self._places = places
+        self._address: str | None = None
         self._busy = False
         self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        peer = transport.get_extra_info("peername")
+        address = network(str(peer[0])) if peer else ""
+        if not self._places.take(address):
+            cast("asyncio.Transport", transport).abort()
+            return
+        self._address = address
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         if self._deadline is None and not self._busy:
@@ -47,8 +107,10 @@ class Connection(web.RequestHandler):
         super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._relax()
-        super().connection_lost(exc)
+        if self._address is not None:
+            self._places.give_back(self._address)
+            self._relax()
+            super().connection_lost(exc)
 
     @contextmanager
     def request(self) -> Generator[None]:
@@ -81,6 +143,18 @@ class Connection(web.RequestHandler):
         return response
 
 
+def allow_files() -> None:
+    """Let the process have as many files open as the system lets it, up to `FILES`.
+
+    Many systems give 1,024 to who does not ask, which one address could use up.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(ValueError, OSError):  # some have a bound that `hard` does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 @contextmanager
 def begun(request: web.Request) -> Generator[None]:
     """The head of `request` is here."""
@@ -94,11 +168,17 @@ def begun(request: web.Request) -> Generator[None]:
 
 @asynccontextmanager
 async def listening(
-    app: web.Application, host: str, port: int, patience: Patience | None = None
+    app: web.Application,
+    host: str,
+    port: int,
+    patience: Patience | None = None,
+    *,
+    most_of_address: int = 0,
 ) -> AsyncGenerator[int]:
     """Serve `app` meanwhile; yields the port, which is chosen if it is 0.
 
-    Raises `OSError` if it cannot listen there.
+    An address may have `most_of_address` connections, or any number if that is 0. Raises `OSError`
+    if it cannot listen there.
     """
     given = patience or Patience()
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=given.shutdown)
@@ -110,6 +190,7 @@ async def listening(
             Connection,
             runner.server,
             patience=given,
+            places=Places(most_of_address),
             loop=loop,
             access_log=None,
             auto_decompress=False,

@@ -49,12 +49,22 @@ def not_here(*methods: str) -> Refused:
 
 def failure(status: int, message: str, code: str, content_type: str = JSON) -> web.Response:
     """An error before any operation, in the shape of GraphQL's own."""
-    body = {"errors": [{"message": message, "extensions": {"code": code}}]}
     return web.Response(
         status=status,
-        body=orjson.dumps(body),
+        body=_body(message, code),
         headers={"Content-Type": f"{content_type}; charset=utf-8"},
     )
+
+
+def in_json(error: web.HTTPError) -> None:
+    """Give an error of aiohttp's, of which nothing is sent yet, the same shape."""
+    body = error.body = _body(error.reason, f"HTTP_{error.status}")
+    error.headers["Content-Type"] = f"{JSON}; charset=utf-8"
+    error.headers["Content-Length"] = str(len(body))  # its headers are made already
+
+
+def _body(message: str, code: str) -> bytes:
+    return orjson.dumps({"errors": [{"message": message, "extensions": {"code": code}}]})
 
 
 def unauthenticated(error: Unauthenticated, content_type: str = JSON) -> web.Response:

@@ -70,6 +70,13 @@ class Settings(BaseSettings):
         description="Origins of other sites whose pages may use `/graphql`, such as "
         "`https://app.example`; several with commas between.",
     )
+    max_address_connections: int = Field(
+        default=1000,
+        ge=0,
+        le=1_000_000,
+        description="Connections of any kind from one address (IPv6: one /64) that one server "
+        "keeps open; 0 for any number, as behind a proxy, whose address all of them have.",
+    )
     max_client_connections: int = Field(
         default=1000,
         ge=1,

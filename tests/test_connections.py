@@ -6,12 +6,16 @@ import asyncio
 import gzip
 import json
 import resource
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from models import Role
 from signoff.app import VIEW, create_app
@@ -19,6 +23,7 @@ from signoff.asked import PATIENCE
 from signoff.listening import Patience, listening
 from tests.support import commands
 from tests.support.graphql import make_key, revoke_key
+from tests.support.making import until
 from tests.support.running import settings_for
 
 SHORT = Patience(header=0.3, idle=60, linger=0.1, shutdown=1)
@@ -72,8 +77,9 @@ class Wire:
 
 
 @asynccontextmanager
-async def wired(port: int) -> AsyncGenerator[Wire]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def wired(port: int, address: str = "127.0.0.1") -> AsyncGenerator[Wire]:
+    local = (address, 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=local)
     try:
         yield Wire(reader, writer)
     finally:
@@ -250,6 +256,78 @@ async def test_half_open_connections_do_not_keep_the_server_from_others(port: in
     for reader, writer in held:
         assert await Wire(reader, writer).rest() == b""
         writer.close()
+
+
+async def test_a_connection_without_a_request_is_closed_after_a_while(
+    database_url: str, tmp_path: Path
+) -> None:
+    app = create_app(settings_for(database_url, tmp_path))
+    async with listening(app, "127.0.0.1", 0, Patience(idle=0.3)) as port:
+        assert await asks_in_vain(port) == b""
+        async with wired(port) as wire:
+            await wire.send(request(QUERY))
+            assert await wire.answer() == OK
+            assert await wire.rest() == b""
+
+
+async def test_an_address_has_so_many_connections_whatever_they_do(
+    database_url: str, tmp_path: Path
+) -> None:
+    app = create_app(settings_for(database_url, tmp_path))
+    served = listening(app, "127.0.0.1", 0, replace(SHORT, header=60), most_of_address=3)
+    async with served as port, wired(port) as silent, wired(port) as kept, wired(port) as slow:
+        await slow.send(HEAD)
+        await kept.send(request(QUERY))
+        assert await kept.answer() == OK
+        with capture_logs() as logs:
+            for _ in range(3):
+                assert await asks_in_vain(port) == b""
+                assert await asks_in_vain(port, request(QUERY)) == b""
+        assert [(each["address"], each["most"]) for each in logs] == [("127.0.0.1", 3)]
+        async with wired(port, "127.0.0.2") as other:
+            await other.send(request(QUERY))
+            assert await other.answer() == OK
+        await kept.send(request(QUERY))
+        assert await kept.answer() == OK
+        silent.writer.close()
+        for _ in range(3):  # the place is free again, and again
+            await until(partial(is_answered, port))
+        await slow.send(request(QUERY)[len(HEAD) :])
+        assert await slow.answer() == OK
+
+
+def test_a_server_may_have_more_files_open_than_one_address_has_connections() -> None:
+    code = """
+import resource
+from signoff.listening import FILES, allow_files
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+allow_files()
+print(resource.getrlimit(resource.RLIMIT_NOFILE) == (min(FILES, hard), hard))
+"""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "True\n"
+
+
+async def is_answered(port: int) -> bool:
+    async with wired(port) as wire:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await wire.send(request(QUERY))
+            return await wire.answer() == OK
+    return False
+
+
+async def test_with_a_limit_of_none_an_address_has_as_many_as_it_likes(
+    database_url: str, tmp_path: Path
+) -> None:
+    app = create_app(settings_for(database_url, tmp_path))
+    async with listening(app, "127.0.0.1", 0, SHORT) as port, AsyncExitStack() as stack:
+        for _ in range(50):
+            wire = await stack.enter_async_context(wired(port))
+            await wire.send(request(QUERY))
+            assert await wire.answer() == OK
 
 
 async def test_an_idle_connection_is_closed_when_the_server_stops(

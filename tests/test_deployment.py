@@ -95,6 +95,7 @@ def test_variables_of_compose_are_settings(service: str) -> None:
     }
     assert given.pop("database_url") == "postgres://signoff:x@postgres:5432/signoff"
     assert given.pop("secret_key") == "x"
+    assert given.pop("max_address_connections") == "0"
     assert set(given.values()) == {""}
 
 

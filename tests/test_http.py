@@ -115,6 +115,12 @@ async def test_nothing_else_may_be_expected_than_to_go_on(client: Client) -> Non
     assert (status, code(body)) == (417, "HTTP_417")
     status, body = await sent(client, VIEWER, {"Expect": "100-Continue"})
     assert (status, body) == (200, {"data": {"viewer": {"id": "local"}}})
+    for path in ("/", "/healthz", "/graphiql", "/callbacks/x", "/nowhere"):
+        for method in ("GET", "POST"):
+            async with client.request(method, path, headers={"Expect": "x"}) as got:
+                assert (got.status, got.content_type) == (417, "application/json"), path
+                assert code(await got.json()) == "HTTP_417"
+                assert got.headers["X-Content-Type-Options"] == "nosniff"
 
 
 async def test_bad_variables_in_a_get_are_a_client_error(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,16 @@ from models import (
     Workspace,
 )
 from models.base import uuid7
-from services import agents, dependencies, idempotency, jobs, keys, reading, workspaces
+from services import (
+    agents,
+    dependencies,
+    idempotency,
+    jobs,
+    keys,
+    reading,
+    verification,
+    workspaces,
+)
 from services.actors import LOCAL_ADMIN, Viewer
 from services.agents import SaveAgent
 from services.dependencies import DependencyDraft
@@ -227,6 +237,34 @@ async def test_a_name_is_given_to_one_workspace(rt: Runtime) -> None:
         with pytest.raises(InvalidInput):
             await workspaces.create(name)
     assert [each.name for each in await workspaces.oldest()] == ["default", "acme"]
+
+
+async def test_a_workspace_and_the_entry_that_tells_of_it_are_made_together(rt: Runtime) -> None:
+    async def rename(old: str, new: str) -> None:
+        sql = f'ALTER TABLE "{old}" RENAME TO "{new}"'
+        await connections.get("default").execute_query(sql)
+
+    await rename("audit_entries", "elsewhere")
+    with pytest.raises(Exception, match="audit_entries"):
+        await workspaces.create("acme")
+    assert [each.name for each in await workspaces.oldest()] == ["default"]
+    await rename("elsewhere", "audit_entries")
+    made = await workspaces.create("acme")
+    found = await verification.of_workspace(who("ada", Role.ADMIN, made.id), int)
+    assert (found.ok, found.checked) == (True, 1)
+
+
+async def test_workspaces_that_are_made_at_the_same_moment(rt: Runtime) -> None:
+    names = ["a", "b", "c", "a", "b", "c"]
+    found = await asyncio.gather(*map(workspaces.create, names), return_exceptions=True)
+    made = [each for each in found if isinstance(each, Workspace)]
+    assert sorted(each.name for each in made) == ["a", "b", "c"]
+    assert len({each.id for each in made}) == len(made)
+    assert {type(each) for each in found} == {Workspace, InvalidInput}
+    for each in made:
+        assert await workspaces.name_of(each.id) == each.name
+        checked = await verification.of_workspace(who("ada", Role.ADMIN, each.id), int)
+        assert (checked.ok, checked.checked) == (True, 1)
 
 
 # What was there before
