@@ -261,7 +261,7 @@ def _job(where: JobFilter) -> Q:
     parts = [
         *[_job(each) for each in where.and_ or ()],
         *_any_of(where.or_),
-        *([~_job(where.not_)] if where.not_ else []),
+        *([_not(_job(where.not_))] if where.not_ else []),
         *_members("id", where.id),
         *_members("status", where.status),
         *_phases(where.phase),
@@ -284,6 +284,11 @@ def _job(where: JobFilter) -> Q:
 NOTHING = Q(pk__in=[])
 EVERYTHING = ~NOTHING
 """Said outright: Tortoise forgets an empty condition, and whatever negates it or is beside it."""
+
+
+def _not(condition: Q) -> Q:
+    """Not of a condition by itself, since a membership that is negated already would stay so."""
+    return ~Q(condition, EVERYTHING)
 
 
 def _all(parts: Iterable[Q]) -> Q:
