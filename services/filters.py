@@ -110,7 +110,7 @@ DURATION = re.compile(
 )
 
 
-def instant(text: str) -> datetime:
+def instant(text: str, now: datetime | None = None) -> datetime:
     """An ISO 8601 instant, or a duration relative to now such as `-P7D` or `-PT30M`."""
     found = DURATION.fullmatch(text)
     if found:
@@ -118,7 +118,7 @@ def instant(text: str) -> datetime:
         if not parts:
             raise ValueError("is a duration without a length; say for example -P7D")
         length = timedelta(**parts)
-        return datetime.now(UTC) + (-length if found["sign"] == "-" else length)
+        return (now or datetime.now(UTC)) + (-length if found["sign"] == "-" else length)
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
@@ -222,10 +222,10 @@ def job_condition(where: JobFilter | None, viewer: Viewer) -> Q:
     return _all(parts)
 
 
-def asked(where: JobFilter) -> Q:
+def asked(where: JobFilter, now: datetime | None = None) -> Q:
     """What is asked for, whoever asks. Raises `InvalidInput`."""
     _check(where)
-    return _job(where)
+    return _job(where, now or datetime.now(UTC))
 
 
 def _check(where: JobFilter) -> None:
@@ -257,20 +257,20 @@ def _weight(where: Command) -> int:
     return total
 
 
-def _job(where: JobFilter) -> Q:
+def _job(where: JobFilter, now: datetime) -> Q:
     parts = [
-        *[_job(each) for each in where.and_ or ()],
-        *_any_of(where.or_),
-        *([~_job(where.not_)] if where.not_ else []),
+        *[_job(each, now) for each in where.and_ or ()],
+        *_any_of(where.or_, now),
+        *([_not(_job(where.not_, now))] if where.not_ else []),
         *_members("id", where.id),
         *_members("status", where.status),
         *_phases(where.phase),
         *_members("priority", where.priority),
         *_text("name", where.name),
         *_members("created_by_id", where.created_by),
-        *_dates("created_at", where.created_at),
-        *_dates("updated_at", where.updated_at),
-        *_due(where.due_at),
+        *_dates("created_at", where.created_at, now),
+        *_dates("updated_at", where.updated_at, now),
+        *_due(where.due_at, now),
         *([agent_condition(where.agent, "agent__")] if where.agent else []),
         *_tags(where.tags),
     ]
@@ -286,6 +286,11 @@ EVERYTHING = ~NOTHING
 """Said outright: Tortoise forgets an empty condition, and whatever negates it or is beside it."""
 
 
+def _not(condition: Q) -> Q:
+    """Not of a condition by itself, since a membership that is negated already would stay so."""
+    return ~Q(condition, EVERYTHING)
+
+
 def _all(parts: Iterable[Q]) -> Q:
     return Q(*(list(parts) or [EVERYTHING]), join_type=Q.AND)
 
@@ -294,10 +299,10 @@ def _any(parts: Iterable[Q]) -> Q:
     return Q(*(list(parts) or [NOTHING]), join_type=Q.OR)
 
 
-def _any_of(filters: list[JobFilter] | None) -> list[Q]:
+def _any_of(filters: list[JobFilter] | None, now: datetime) -> list[Q]:
     if filters is None:
         return []
-    return [_any(_job(each) for each in filters)]
+    return [_any(_job(each, now) for each in filters)]
 
 
 def agent_condition(where: AgentFilter | None, prefix: str = "") -> Q:
@@ -359,18 +364,18 @@ def _text(column: str, where: StringComparator | None) -> list[Q]:
     return parts
 
 
-def _dates(column: str, where: DateComparator | None) -> list[Q]:
+def _dates(column: str, where: DateComparator | None, now: datetime) -> list[Q]:
     if where is None:
         return []
     return [
-        _where(f"{column}__{name}", instant(text))
+        _where(f"{column}__{name}", instant(text, now))
         for name, text in where.model_dump(exclude_none=True).items()
     ]
 
 
-def _due(where: DateComparator | None) -> list[Q]:
+def _due(where: DateComparator | None, now: datetime) -> list[Q]:
     """A job without such a date is in no span of time: `not` must find it."""
-    found = _dates("due_at", where)
+    found = _dates("due_at", where, now)
     return [Q(due_at__isnull=False), *found] if found else []
 
 

@@ -23,9 +23,9 @@ from models.base import uuid7
 from services import filters, queue
 from services.actors import Sight
 from services.errors import InvalidInput
-from services.filters import JobFilter
 from services.runtime import Runtime
 from services.webhooks import enabled, hooks, matching, payloads
+from services.webhooks.matching import Where
 
 MAKING = 7_464_339_116
 """The key of the turns in writing."""
@@ -39,14 +39,6 @@ WRITTEN = 500
 UNMATCHED = "Which jobs it asks for could not be told; save it again."
 UNTOLD = (InvalidInput, ValueError, TypeError, OverflowError)
 """What a filter or types raise that are not what was saved, or not any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """A filter and what it was read from, by which webhooks that have the same one share it."""
-
-    text: str
-    filter: JobFilter
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +130,10 @@ class Maker:
             for id, place in self._places.items()
             if id in at and place.listener.hook.version == at[id][0]
         }
+        wheres = [place.listener.where for place in known.values()]
+        shared = {where.text: where for where in wheres if where}
         for hook in await enabled.read(self._rt, [id for id in at if id not in known]):
-            listener = await self._listener(hook)
+            listener = await self._listener(hook, shared)
             if listener is not None:
                 known[hook.id] = Place(listener, hook.position, hook.position)
         for id, place in known.items():
@@ -147,12 +141,14 @@ class Maker:
             place.looked = max(place.looked, place.written)
         self._places = known
 
-    async def _listener(self, hook: Webhook) -> Listener | None:
+    async def _listener(self, hook: Webhook, shared: dict[str, Where]) -> Listener | None:
         """None for one that is disabled because nobody knows what it asks for."""
         try:
             types = frozenset(map(JobLogType, jsontext.loads(hook.types_json)))
             text = hook.where_json
-            where = Where(text, filters.restored(text)) if text else None
+            if text and text not in shared:
+                shared[text] = Where(text, filters.restored(text))
+            where = shared[text] if text else None
         except UNTOLD:
             await hooks.stop(self._rt, hook.id, UNMATCHED)
             return None
@@ -210,22 +206,23 @@ class Maker:
                 await self._stop(place, enabled.KEYLESS)
             elif owner.sight != place.listener.sight:
                 place.found = stretch.seen(place, owner.sight)
-        await self._filter([place for place in telling if place.found])
+        await self._filter([place for place in telling if place.found], stretch.jobs)
 
-    async def _filter(self, places: Sequence[Place]) -> None:
+    async def _filter(self, places: Sequence[Place], jobs: Collection[UUID]) -> None:
         """Leave out what their filters do."""
         filtered = [(place, place.listener.where) for place in places]
-        wanted = {where.text: where.filter for _, where in filtered if where}
-        jobs = {entry.job_id for place, where in filtered if where for entry in place.found}
-        matches = await matching.jobs_of(wanted, jobs)
+        wanted = {where.text: where for _, where in filtered if where}
+        matches = await matching.jobs_of(wanted.values(), jobs)
         for place, where in filtered:
             if where is None:
                 continue
             matched = matches[where.text]
             if matched is None:
                 await self._stop(place, UNMATCHED)
-            else:
+            elif matched:
                 place.found = [entry for entry in place.found if entry.job_id in matched]
+            else:
+                place.found = ()
 
     async def _stop(self, place: Place, reason: str) -> None:
         """Disable it; it keeps its place."""
@@ -237,6 +234,7 @@ class Maker:
     def _batches(self, places: Sequence[Place], stretch: Stretch) -> Iterator[list[Place]]:
         """Those of which there is something to write; the others have come on with that."""
         batch: list[Place] = []
+        found = 0
         for place in places:
             if place.listener.hook.id not in self._places:
                 continue
@@ -244,9 +242,10 @@ class Maker:
                 place.looked = stretch.reached
                 continue
             batch.append(place)
-            if sum(len(each.found) for each in batch) >= WRITTEN:
+            found += len(place.found)
+            if found >= WRITTEN:
                 yield batch
-                batch = []
+                batch, found = [], 0
         if batch:
             yield batch
 
