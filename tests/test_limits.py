@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,14 +52,6 @@ from tests.support.running import AiohttpClient, settings_for
 only_postgres = pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 MINUTE = 60 * lanes.SECOND
 FAR = datetime(2100, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-async def idle(database_url: str, tmp_path: Path) -> AsyncIterator[Runtime]:
-    """Without a worker."""
-    settings = settings_for(database_url, tmp_path)
-    async with runtime(settings, allow_private_agents=True, work=False) as running:
-        yield running
 
 
 async def queued(rt: Runtime, agent: Agent, count: int = 1) -> list[Job]:
