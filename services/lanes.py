@@ -173,7 +173,7 @@ async def read(connection: Connection, now: datetime) -> list[Lane]:
 
 async def share(connection: Connection, lanes: Iterable[Lane], places: int) -> list[Lane]:
     """The lanes that get of the free places, with as many `wanted` as each gets."""
-    left = [lane for lane in lanes if lane.room]
+    left: list[Lane] = [lane for lane in lanes if lane.room]
     if places < len(left):
         left = await _neediest(connection, left, places)
     else:  # each gets one; that nobody gets what is left over each time is left to chance
