@@ -202,6 +202,17 @@ async def test_a_head_start_comes_back_while_others_go(waiting: Waiting, slow: A
     assert await waiting.go(8) == ["olaf"] * 4 + ["mia", "olaf"] * 2
 
 
+async def test_what_goes_by_a_head_start_lets_nobody_else_past(
+    waiting: Waiting, slow: Agent
+) -> None:
+    await waiting.joins(slow, "mia", count=50)
+    assert set(await waiting.go(20)) == {"mia"}
+    await waiting.joins(slow, "olaf", URGENT)
+    assert await waiting.go(1) == ["olaf"]
+    await waiting.joins(slow, "vera")
+    assert await waiting.go(2) == ["mia", "vera"]
+
+
 async def test_endless_urgent_work_puts_no_newcomer_behind_a_long_queue(
     waiting: Waiting, slow: Agent
 ) -> None:
