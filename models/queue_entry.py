@@ -26,8 +26,9 @@ class QueueState(StrEnum):
 class QueueEntry(Model):
     """An execution that some worker is to run; one a job, gone when there is nothing to run.
 
-    `rank` is its place among those waiting: microseconds since 1970, which its priority moves
-    forward and its owner's other waiting jobs move back. `lost` counts the workers that ended
+    `rank` is its place among those waiting for its agent, the number of the round in which it
+    goes, which its priority moves forward and its owner's other waiting jobs move back; in one
+    round it is `queued_at` that decides. `lost` counts the workers that ended
     with it, `failures` the runs that failed unexpectedly. A RUNNING one with a `ready_at` was
     AWAITING before, and is again when its worker gives it back.
     """
@@ -49,7 +50,7 @@ class QueueEntry(Model):
         table = "queue_entries"
         table_description = "Executions to be run"
         indexes = (
-            Index(fields=("state", "agent_id", "rank"), name="ix_queue_entries_lane"),
+            Index(fields=("state", "agent_id", "rank", "queued_at"), name="ix_queue_entries_lane"),
             Index(
                 fields=("owner_id", "agent_id", "priority", "state", "rank"),
                 name="ix_queue_entries_owner",

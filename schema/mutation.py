@@ -45,18 +45,21 @@ CreateJobResult: TypeAlias = Annotated[
     | NotFound
     | SchemaMismatch
     | AgentUnavailable
+    | LimitExceeded
     | IdempotencyConflict,
     strawberry.union("CreateJobResult"),
 ]
 UpdateJobResult: TypeAlias = Annotated[
-    Change | SchemaMismatch | DependencyProblem, strawberry.union("UpdateJobResult")
+    Change | LimitExceeded | SchemaMismatch | DependencyProblem,
+    strawberry.union("UpdateJobResult"),
 ]
 AssignJobResult: TypeAlias = Annotated[
-    Change | SchemaMismatch | AgentUnavailable, strawberry.union("AssignJobResult")
+    Change | LimitExceeded | SchemaMismatch | AgentUnavailable,
+    strawberry.union("AssignJobResult"),
 ]
 UnassignJobResult: TypeAlias = Annotated[Change, strawberry.union("UnassignJobResult")]
 ReassignJobResult: TypeAlias = Annotated[
-    Change | SchemaMismatch | AgentUnavailable | IdempotencyConflict,
+    Change | LimitExceeded | SchemaMismatch | AgentUnavailable | IdempotencyConflict,
     strawberry.union("ReassignJobResult"),
 ]
 Start: TypeAlias = (
@@ -72,7 +75,7 @@ ForceCompleteResult: TypeAlias = Annotated[
     Change | IdempotencyConflict, strawberry.union("ForceCompleteResult")
 ]
 CancelJobResult: TypeAlias = Annotated[Change, strawberry.union("CancelJobResult")]
-ReopenJobResult: TypeAlias = Annotated[Change, strawberry.union("ReopenJobResult")]
+ReopenJobResult: TypeAlias = Annotated[Change | LimitExceeded, strawberry.union("ReopenJobResult")]
 ReviewAttemptResult: TypeAlias = Annotated[Change, strawberry.union("ReviewAttemptResult")]
 ArchiveJobResult: TypeAlias = Annotated[Change, strawberry.union("ArchiveJobResult")]
 UnarchiveJobResult: TypeAlias = Annotated[Change, strawberry.union("UnarchiveJobResult")]

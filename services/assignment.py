@@ -1,6 +1,7 @@
 """Who does a job.
 
-Every change raises `NotFound`, `Forbidden`, `VersionConflict` and `IllegalTransition`.
+Every change raises `NotFound`, `Forbidden`, `VersionConflict` and `IllegalTransition`, and
+those that let a job start at once `LimitExceeded`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from uuid import UUID
 from pydantic import Field
 
 from models import Job, JobStatus, StatusReason, jsontext
-from services import agents, dependencies, idempotency, jobs, lifecycle, rules
+from services import agents, dependencies, idempotency, jobs, lifecycle, rules, starting
 from services.actors import Viewer
 from services.errors import InvalidInput
 from services.idempotency import Keyed
@@ -84,7 +85,7 @@ async def _give(rt: Runtime, viewer: Viewer, job: Job, command: AssignJob | Reas
     changes: dict[str, Any] = {"agent_id": command.assign.agent_id}
     if isinstance(command, AssignJob) and "input" in command.model_fields_set:
         changes["input_json"] = jsontext.dumps(command.input)
-    return await lifecycle.move(
+    await lifecycle.move(
         rt,
         job,
         _event(job, command),
@@ -94,6 +95,8 @@ async def _give(rt: Runtime, viewer: Viewer, job: Job, command: AssignJob | Reas
         message=command.reason if isinstance(command, ReassignJob) else None,
         **changes,
     )
+    await starting.admit(rt, job)
+    return job
 
 
 @atomic

@@ -22,7 +22,7 @@ from models import (
     jsontext,
     statements,
 )
-from services import execution, idempotency, jobs, lifecycle, log, rules
+from services import execution, idempotency, jobs, lifecycle, log, rules, starting
 from services.actors import Viewer
 from services.errors import InvalidInput, NotFound
 from services.idempotency import Keyed
@@ -134,15 +134,19 @@ async def _cancel(rt: Runtime, viewer: Viewer, command: CancelJob) -> Job:
 async def reopen(
     rt: Runtime, viewer: Viewer, job_id: UUID, reason: str, expected_version: int | None
 ) -> Job:
-    return await lifecycle.move(
+    """Raises `LimitExceeded` too, if it starts by itself at once."""
+    job = await jobs.get(viewer, job_id)
+    await lifecycle.move(
         rt,
-        await jobs.get(viewer, job_id),
+        job,
         Event.REOPEN,
         viewer,
         expected_version=expected_version,
         reason=StatusReason.REOPENED,
         message=reason,
     )
+    await starting.admit(rt, job)
+    return job
 
 
 @atomic

@@ -84,14 +84,17 @@ async def links(job: Job) -> list[Link]:
     return [Link(queue.uuid(id), alias, JobStatus(status)) for id, alias, status in rows]
 
 
-async def unmet(job: Job) -> list[Job]:
-    """The jobs that it waits for."""
+async def unmet(job: Job, drafts: Sequence[DependencyDraft] | None = None) -> list[Job]:
+    """The jobs that it waits for, or would wait for with `drafts`."""
     met = partial(is_met, job.dependency_policy)
-    wanted = [link.job_id for link in await links(job) if not met(link.status)]
+    if drafts is None:
+        wanted = [link.job_id for link in await links(job) if not met(link.status)]
+    else:
+        wanted = [each.job_id for each in drafts]
     if not wanted:
         return []
     found = {each.id: each async for each in Job.filter(id__in=wanted)}
-    return [found[id] for id in wanted]
+    return [found[id] for id in wanted if not met(found[id].status)]
 
 
 async def aliases(job: Job) -> set[str]:

@@ -36,6 +36,7 @@ from services import (
     plans,
     retries,
     rules,
+    starting,
     timers,
 )
 from services.actors import Viewer
@@ -133,7 +134,8 @@ class UpdateJob(ChangedPlan):
 async def create(rt: Runtime, viewer: Viewer, command: CreateJob) -> Job:
     """Raises `NotFound`, `AgentUnavailable`, `SchemaMismatch`, `IdempotencyConflict`.
 
-    And `InvalidInput` for times that cannot be, and for references to results of no job.
+    And `LimitExceeded` if it is to start at once, `InvalidInput` for times that cannot be and
+    for references to results of no job.
     """
     job_id = uuid7()
     agent_id = command.assign.agent_id if command.assign else None
@@ -186,6 +188,7 @@ async def _create(
     _write_tags(job, command.tags)
     dependencies.write(job, command.depends_on)
     timers.begin(job)
+    await starting.admit(rt, job, command.depends_on)
     lifecycle.log_status(job, None, None, viewer, job.status_message)
     return job
 
@@ -221,7 +224,7 @@ def _write_tags(job: Job, tags: Sequence[str]) -> None:
 async def update(rt: Runtime, viewer: Viewer, command: UpdateJob) -> Job:
     """Raises `NotFound`, `Forbidden`, `IllegalTransition`, `VersionConflict`, `SchemaMismatch`.
 
-    `DependencyCycle` and `InvalidInput` too.
+    `DependencyCycle` and `InvalidInput` too, and `LimitExceeded` if it starts at once then.
     """
     job = await get(viewer, command.id)
     plans.check(command, job)
@@ -280,6 +283,7 @@ async def _update(rt: Runtime, viewer: Viewer, job: Job, command: UpdateJob) -> 
         message=f"Changed {', '.join(sorted(given)) or 'nothing'}.",
         **changes,
     )
+    await starting.admit(rt, job, command.depends_on)
     if checklist is not None:
         _write_criteria(job, checklist)
     if command.tags is not None:

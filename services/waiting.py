@@ -8,13 +8,13 @@ from uuid import UUID
 
 from models import AgentAvailability, QueueState, statements
 from models.statements import Row
-from services import circuits, queue
+from services import circuits, lanes
 from services.circuits import CircuitState
-from services.queue import Rate
+from services.lanes import Rate, instant
 
 ENTRIES = f"""SELECT q."job_id", q."state", q."ready_at", a."availability", a."max_concurrency",
         a."rate_per_minute", g."open_until", g."reason", g."rate_at",
-        {queue.UNDER_WAY}, {queue.IS_TRIED}
+        {lanes.UNDER_WAY}, {lanes.IS_TRIED}
     FROM "queue_entries" q JOIN "agents" a ON a."id" = q."agent_id"
     LEFT JOIN "agent_gates" g ON g."agent_id" = a."id"
     WHERE q."state" NOT IN ('RUNNING', 'AWAITING') AND q."job_id" IN ({{ids}})"""  # noqa: S608 - constants
@@ -42,11 +42,11 @@ async def running_counts(agent_ids: Sequence[UUID]) -> list[int]:
 def _reason(row: Row, now: datetime) -> str:
     state, ready_at, availability, most, per_minute, open_until, why, rate_at, held, is_tried = row
     if state == QueueState.SLEEPING:
-        return f"a pause until {_told(queue.instant(ready_at))}"
+        return f"a pause until {_told(instant(ready_at))}"
     if availability != AgentAvailability.ACTIVE:
         return f"agent is {availability}"
     return (
-        _broken(queue.instant(open_until), why, now, is_tried=is_tried)
+        _broken(instant(open_until), why, now, is_tried=is_tried)
         or (f"agent is at its maxConcurrency of {most}" if held >= most else None)
         or (_too_fast(Rate.of(now, rate_at or 0, per_minute), per_minute) if per_minute else None)
         or "a free worker"

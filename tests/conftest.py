@@ -129,6 +129,14 @@ async def rt(database_url: str, tmp_path: Path) -> AsyncIterator[Runtime]:
 
 
 @pytest.fixture
+async def idle(database_url: str, tmp_path: Path) -> AsyncIterator[Runtime]:
+    """The same without a worker."""
+    settings = settings_for(database_url, tmp_path)
+    async with runtime(settings, allow_private_agents=True, work=False) as running:
+        yield running
+
+
+@pytest.fixture
 async def client(database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient) -> Client:
     """The whole server behind a real socket; its caller is the local admin."""
     return await aiohttp_client(create_app(settings_for(database_url, tmp_path)))

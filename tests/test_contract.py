@@ -138,7 +138,7 @@ ORDERS = {
     "audit_entries": ["workspace_id", "seq"],
     "agent_gates": ["agent_id"],
     "pruned_logs": ["until_seq"],
-    "queue_entries": ["state", "agent_id", "rank"],
+    "queue_entries": ["state", "agent_id", "rank", "queued_at"],
     "workers": ["id"],
     "timers": ["at", "id"],
     "long_calls": ["attempt_id"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +22,7 @@ from models import (
     statements,
 )
 from models.base import uuid7
-from services import agents, bounds, decisions, queue, waiting
+from services import agents, bounds, decisions, lanes, queue, waiting
 from services.actors import LOCAL_ADMIN
 from services.decisions import ForceComplete, ResubmitJob
 from services.errors import LimitExceeded
@@ -51,16 +50,8 @@ from tests.support.making import (
 from tests.support.running import AiohttpClient, settings_for
 
 only_postgres = pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-MINUTE = 60 * queue.SECOND
+MINUTE = 60 * lanes.SECOND
 FAR = datetime(2100, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-async def idle(database_url: str, tmp_path: Path) -> AsyncIterator[Runtime]:
-    """Without a worker."""
-    settings = settings_for(database_url, tmp_path)
-    async with runtime(settings, allow_private_agents=True, work=False) as running:
-        yield running
 
 
 async def queued(rt: Runtime, agent: Agent, count: int = 1) -> list[Job]:
@@ -68,7 +59,7 @@ async def queued(rt: Runtime, agent: Agent, count: int = 1) -> list[Job]:
     return [await execute(rt, job, wait_seconds=0) for job in jobs]
 
 
-async def take(worker: UUID | None = None) -> queue.Round:
+async def take(worker: UUID | None = None) -> queue.Turn:
     return await queue.take(worker or uuid7(), 100, suspects=True)
 
 
@@ -83,12 +74,12 @@ async def waiting_for(job: Job) -> str | None:
 async def test_a_rate_holds_over_workers_that_take_at_the_same_time(idle: Runtime) -> None:
     agent = await make_agent(idle, rate_per_minute=1)
     await queued(idle, agent, 5)
-    before = queue.micros(datetime.now(UTC))
+    before = lanes.micros(datetime.now(UTC))
     rounds = await asyncio.gather(*(take() for _ in range(4)))
     assert sorted(len(each.taken) for each in rounds) == [0, 0, 0, 1]
     assert await QueueEntry.filter(state=QueueState.RUNNING).count() == 1
     gate = await AgentGate.get(agent_id=agent.id)
-    assert before + MINUTE <= gate.rate_at <= queue.micros(datetime.now(UTC)) + MINUTE
+    assert before + MINUTE <= gate.rate_at <= lanes.micros(datetime.now(UTC)) + MINUTE
 
 
 async def test_nothing_is_taken_before_the_rate_allows_it_and_the_worker_knows_when(
@@ -97,7 +88,7 @@ async def test_nothing_is_taken_before_the_rate_allows_it_and_the_worker_knows_w
     agent = await make_agent(idle, rate_per_minute=1)
     (job, *_) = await queued(idle, agent, 3)
     soon = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=50)
-    await AgentGate.create(agent_id=agent.id, rate_at=queue.micros(soon))
+    await AgentGate.create(agent_id=agent.id, rate_at=lanes.micros(soon))
     found = await take()
     assert (found.taken, found.again_at) == ([], soon)
     assert await waiting_for(job) == (
@@ -110,7 +101,7 @@ async def test_nothing_is_taken_before_the_rate_allows_it_and_the_worker_knows_w
 async def test_a_raised_rate_holds_at_once(idle: Runtime) -> None:
     agent = await make_agent(idle, rate_per_minute=60_000)
     await queued(idle, agent, 3)
-    await AgentGate.create(agent_id=agent.id, rate_at=queue.micros(FAR))
+    await AgentGate.create(agent_id=agent.id, rate_at=lanes.micros(FAR))
     before = datetime.now(UTC)
     found = await take()
     assert found.taken == []
@@ -123,7 +114,7 @@ async def test_a_suspect_is_not_taken_faster_than_its_agent_s_rate(idle: Runtime
     agent = await make_agent(idle, rate_per_minute=1)
     await queued(idle, agent, 2)
     await QueueEntry.all().update(state=QueueState.SUSPECT, lost=queue.SUSPICIOUS)
-    before = queue.micros(datetime.now(UTC))
+    before = lanes.micros(datetime.now(UTC))
     found = [(await queue.take(uuid7(), 10, suspects=True)).taken for _ in range(2)]
     assert [len(each) for each in found] == [1, 0]
     assert (await AgentGate.get(agent_id=agent.id)).rate_at >= before + MINUTE
@@ -135,11 +126,11 @@ async def test_a_second_s_worth_may_begin_at_once_and_idle_time_is_not_saved_up(
     agent = await make_agent(idle, rate_per_minute=6000)
     await queued(idle, agent, 3)
     now = datetime.now(UTC) + timedelta(days=1)  # so that no time passes in this test
-    await AgentGate.create(agent_id=agent.id, rate_at=queue.micros(now))
-    assert queue.Rate.of(now, queue.micros(now), 6000).room == 100
-    assert queue.Rate.of(now, 0, 6000).room == 100
-    assert queue.Rate.of(now, queue.micros(now) + 99 * 10_000, 6000).room == 1
-    assert queue.Rate.of(now, queue.micros(now) + 100 * 10_000, 6000).room == 0
+    await AgentGate.create(agent_id=agent.id, rate_at=lanes.micros(now))
+    assert lanes.Rate.of(now, lanes.micros(now), 6000).room == 100
+    assert lanes.Rate.of(now, 0, 6000).room == 100
+    assert lanes.Rate.of(now, lanes.micros(now) + 99 * 10_000, 6000).room == 1
+    assert lanes.Rate.of(now, lanes.micros(now) + 100 * 10_000, 6000).room == 0
     assert (await take()).taken == []
 
 

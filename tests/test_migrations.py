@@ -16,7 +16,18 @@ from tortoise import Tortoise, connections
 from tortoise.exceptions import IntegrityError
 from tortoise.migrations.api import migrate as apply_migrations
 
-from models import Agent, Attempt, DependencyPolicy, Job, JobLog, JobStatus, Role, Verdict
+from models import (
+    Agent,
+    AgentGate,
+    Attempt,
+    DependencyPolicy,
+    Job,
+    JobLog,
+    JobStatus,
+    QueueEntry,
+    Role,
+    Verdict,
+)
 from models.base import uuid7
 from services import keys, verification
 from services.runtime import Runtime
@@ -199,6 +210,47 @@ async def test_entries_from_before_are_chained_as_they_are(
     assert [log.found.problem for log in found] == [None] * 4
     assert [log.found.head for log in found[1:]] == kept
     assert len(set(kept)) == 3
+
+
+QUEUED = """INSERT INTO queue_entries (job_id, number, agent_id, owner_id, priority, state, rank,
+        queued_at, lost, failures)
+    VALUES ('{job}', 1, '{agent}', '{owner}', {priority}, '{state}', {rank}, {at}, 0, 0)"""
+
+
+async def test_what_is_queued_keeps_its_order_in_rounds(empty_database_url: str) -> None:
+    agents = [uuid7(), uuid7()]
+    time = 1_790_000_000_000_000
+    queued = [  # owner, priority, state, agent, former rank, rank
+        ("mia", 1, "WAITING", 0, time + 3, 2),
+        ("mia", 1, "RUNNING", 0, time + 1, 1),
+        ("mia", 1, "SLEEPING", 0, time + 9, 3),
+        ("olaf", 1, "WAITING", 0, time + 4, 1),
+        ("mia", 3, "WAITING", 0, time - 3600, -59),
+        ("mia", 2, "SUSPECT", 0, time - 600, -9),
+        ("mia", 0, "AWAITING", 0, time + 600, 11),
+        ("mia", 1, "WAITING", 1, time + 5, 1),
+    ]
+    jobs = [uuid7() for _ in queued]
+    config = database.config(empty_database_url, migrating=True)
+    try:
+        await apply_migrations(config=config, target="models.0007_long_work")
+        run = connections.get("default").execute_script
+        for job, (owner, priority, state, agent, rank, _) in zip(jobs, queued, strict=True):
+            given = {"owner": owner, "priority": priority, "state": state, "rank": rank}
+            await run(QUEUED.format(job=job, agent=agents[agent], at=AT, **given))
+        await run(
+            f"INSERT INTO agent_gates (agent_id, failures, opened, rate_at) "  # noqa: S608
+            f"VALUES ('{agents[0]}', 2, 0, 7)"
+        )
+    finally:
+        await Tortoise.close_connections()
+    await database.migrate(empty_database_url)
+    async with database.connected(empty_database_url):
+        found = {entry.job_id: entry for entry in await QueueEntry.all()}
+        gate = await AgentGate.get(agent_id=agents[0])
+    assert [found[job].rank for job in jobs] == [each[-1] for each in queued]
+    assert [found[job].state for job in jobs] == [each[2] for each in queued]
+    assert (gate.failures, gate.rate_at, gate.round, gate.high_round) == (2, 7, None, None)
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"])
