@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from aiohttp import web
 
 from signoff.browsers import protect
 from signoff.refusals import failure
+from signoff.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +31,43 @@ class Patience:
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's, with a deadline for a request's head and its own errors in JSON."""
+    """aiohttp's, with a deadline for a request's head and its own errors in JSON.
 
-    __slots__ = ("_busy", "_deadline", "_patience")
+    With `turns` it is a WebSocket's, and read in turns with others.
+    """
+
+    __slots__ = ("_busy", "_deadline", "_patience", "turns")
 
     def __init__(self, manager: web.Server, *, patience: Patience, **options: Any) -> None:
         super().__init__(manager, **options)
         self._patience = patience
         self._busy = False
         self._deadline: asyncio.TimerHandle | None = None
+        self.turns: Turns | None = None
 
     def data_received(self, data: bytes) -> None:
         if self._deadline is None and not self._busy:
             loop = asyncio.get_running_loop()
             self._deadline = loop.call_later(self._patience.header, self.force_close)
-        super().data_received(data)
+        if self.turns is None:
+            super().data_received(data)
+        else:
+            self.turns.receive(data)
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        if self.turns is not None:
+            self.turns.hold()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
+        super().resume_reading(resume_parser)
+        if self.turns is not None:
+            self.turns.go_on()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._relax()
+        if self.turns is not None:
+            self.turns.stop()
         super().connection_lost(exc)
 
     @contextmanager
@@ -90,6 +110,19 @@ def begun(request: web.Request) -> Generator[None]:
             yield
     else:
         yield
+
+
+def take_turns(request: web.Request, most: int, too_much: Callable[[], None]) -> Turns | None:
+    """Read what the client of a WebSocket sends in turns with others; None where others listen.
+
+    `too_much` is called when more than `most` bytes came and the result was `told` of no message.
+    """
+    connection = request.protocol
+    if not isinstance(connection, Connection) or request.transport is None:
+        return None
+    feed = super(Connection, connection).data_received
+    connection.turns = Turns(feed, request.transport, most, too_much)
+    return connection.turns
 
 
 @asynccontextmanager
