@@ -25,12 +25,12 @@ class Init:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    pass
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    pass
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,10 @@ def parsed(text: str) -> Message:
             return Init(_payload(frame))
         case "ping":
             _payload(frame)
-            return Ping()
+            return Ping(len(text))
         case "pong":
             _payload(frame)
-            return Pong()
+            return Pong(len(text))
         case "subscribe":
             return Subscribe(_id(frame), replace(_asked(frame), size=len(text)))
         case "complete":

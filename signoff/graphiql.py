@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import mimetypes
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -60,17 +64,31 @@ def _example(file: Path) -> Example:
     )
 
 
-async def _page(request: web.Request) -> web.FileResponse:
-    return web.FileResponse(PAGE, headers=REVALIDATED)
+async def _page(request: web.Request) -> web.Response:
+    return await _whole(request, PAGE, REVALIDATED)
 
 
 async def _examples(request: web.Request) -> web.Response:
     return web.json_response(examples(), headers=REVALIDATED)
 
 
-async def _asset(request: web.Request) -> web.FileResponse:
+async def _asset(request: web.Request) -> web.Response:
     """Only files that are in the folder, whose names change with their content."""
     asset = ASSETS / request.match_info["name"]
     if asset.parent != ASSETS or not asset.is_file():
         raise web.HTTPNotFound
-    return web.FileResponse(asset, headers=IMMUTABLE)
+    return await _whole(request, asset, IMMUTABLE)
+
+
+async def _whole(request: web.Request, file: Path, headers: Mapping[str, str]) -> web.Response:
+    """All of a file, or 304: aiohttp's own answers to bad ranges and conditions are not JSON."""
+    content = await asyncio.to_thread(file.read_bytes)
+    tag = hashlib.sha256(content).hexdigest()[:32]
+    known = {each.value for each in request.if_none_match or ()}
+    if known & {tag, "*"}:
+        response = web.Response(status=304, headers=headers)
+    else:
+        kind, _ = mimetypes.guess_type(file.name)
+        response = web.Response(body=content, content_type=kind, headers=headers)
+    response.etag = tag
+    return response

@@ -6,7 +6,7 @@ import asyncio
 import resource
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from aiohttp import web
 from signoff.browsers import protect
 from signoff.guarding import network
 from signoff.refusals import failure
+from signoff.turns import Turns
 
 logger = structlog.get_logger(__name__)
 
@@ -77,9 +78,10 @@ class Connection(web.RequestHandler):
     """aiohttp's, with a deadline for a request's head and its own errors in JSON.
 
     One that finds no place is closed at once, whatever it would have sent.
+    With `turns` it is a WebSocket's, and read in turns with others.
     """
 
-    __slots__ = ("_address", "_busy", "_deadline", "_patience", "_places")
+    __slots__ = ("_address", "_busy", "_deadline", "_patience", "_places", "turns")
 
     def __init__(
         self, manager: web.Server, *, patience: Patience, places: Places, **options: Any
@@ -90,6 +92,7 @@ class Connection(web.RequestHandler):
         self._address: str | None = None
         self._busy = False
         self._deadline: asyncio.TimerHandle | None = None
+        self.turns: Turns | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
@@ -104,13 +107,29 @@ class Connection(web.RequestHandler):
         if self._deadline is None and not self._busy:
             loop = asyncio.get_running_loop()
             self._deadline = loop.call_later(self._patience.header, self.force_close)
-        super().data_received(data)
+        if self.turns is None:
+            super().data_received(data)
+        else:
+            self.turns.receive(data)
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        if self.turns is not None:
+            self.turns.hold()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
+        super().resume_reading(resume_parser)
+        if self.turns is not None:
+            self.turns.go_on()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._address is not None:
-            self._places.give_back(self._address)
-            self._relax()
-            super().connection_lost(exc)
+        if self._address is None:
+            return
+        self._places.give_back(self._address)
+        self._relax()
+        if self.turns is not None:
+            self.turns.stop()
+        super().connection_lost(exc)
 
     @contextmanager
     def request(self) -> Generator[None]:
@@ -164,6 +183,19 @@ def begun(request: web.Request) -> Generator[None]:
             yield
     else:
         yield
+
+
+def take_turns(request: web.Request, most: int, too_much: Callable[[], None]) -> Turns | None:
+    """Read what the client of a WebSocket sends in turns with others; None where others listen.
+
+    `too_much` is called when more than `most` bytes came and the result was `told` of no message.
+    """
+    connection = request.protocol
+    if not isinstance(connection, Connection) or request.transport is None:
+        return None
+    feed = super(Connection, connection).data_received
+    connection.turns = Turns(feed, request.transport, most, too_much)
+    return connection.turns
 
 
 @asynccontextmanager

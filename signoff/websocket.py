@@ -12,19 +12,26 @@ from aiohttp import WSMessage, WSMsgType, web
 
 from schema.failures import shown_failure
 from services.errors import LimitExceeded, RateLimited, Unauthenticated
+from services.rates import Rates
 from signoff import frames, subscribers
 from signoff.frames import BadFrame, Complete, Init, Ping, Pong, Subscribe
-from signoff.guarding import Attempts
+from signoff.guarding import BYTES_A_UNIT, Attempts
 from signoff.hub import Hub
+from signoff.listening import take_turns
 from signoff.results import NotExecuted
 from signoff.sessions import CLOSE_SECONDS, FORBIDDEN, Session, Sessions, client_of
 from signoff.subscribers import TOO_SLOW, TOO_SLOW_REASON, Connection, SocketSubscriber
+from signoff.turns import Turns
 
 PROTOCOL = "graphql-transport-ws"
 BAD_FRAME, UNAUTHORIZED, NO_PROTOCOL, LATE = 4400, 4401, 4406, 4408
 TAKEN, AGAIN, TRY_LATER, BROKEN, TOO_LARGE = 4409, 4429, 1013, 1011, 1009
 MAX_INTRODUCTION = 16_384
 """Characters of a message from who has not introduced themselves."""
+CONTROL = {WSMsgType.PING, WSMsgType.PONG}
+TOO_MANY = "Too many messages that are no operations."
+TOO_EARLY = "Too many messages before connection_init."
+TOO_LONG = "A message with all its fragments was too large."
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,10 @@ class SocketLimits:
     max_message_bytes: int = 2_097_152
     max_operations: int = 100
     """Under way at once."""
+    early_messages: int = 20
+    """Before `connection_init` is done; one more is closed with 4429."""
+    idle_messages: int = 200
+    """That are no operations, at once; as many come back in a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,7 @@ class Socket(Connection):
     """A connection from its handshake to its end."""
 
     _session: Session
+    _turns: Turns | None = None
 
     def __init__(
         self, hub: Hub, attempts: Attempts, sessions: Sessions, request: web.Request
@@ -76,6 +88,8 @@ class Socket(Connection):
         self._operations: dict[str, Operation] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # some are still busy with their end
         self._closing = False
+        self._early = 0
+        self._idle = Rates(self._limits.idle_messages, burst=self._limits.idle_messages)
         self._patience = asyncio.timeout(self._limits.init_seconds)
         self._ws = web.WebSocketResponse(
             protocols=[PROTOCOL],
@@ -83,12 +97,14 @@ class Socket(Connection):
             heartbeat=self._limits.heartbeat_seconds,
             max_msg_size=self._limits.max_message_bytes,
             compress=False,
+            autoping=False,  # which would answer all that are there without a turn for others
         )
 
     async def run(self, session: Session) -> web.WebSocketResponse:
         """Raises only what refuses the handshake."""
         self._session = session
         await self._ws.prepare(self._request)
+        self._turns = take_turns(self._request, 2 * self._limits.max_message_bytes, self.too_long)
         try:
             await self._converse()
         except Closing as closing:
@@ -113,11 +129,18 @@ class Socket(Connection):
         return not (self._closing or self._ws.closed)
 
     def too_slow(self) -> None:
-        self._closing = True
-        self._keep(asyncio.create_task(self._drop()))
+        self._drop(TOO_SLOW, TOO_SLOW_REASON, subscribers.GRACE_SECONDS)
 
-    async def _drop(self) -> None:
-        await self.close(TOO_SLOW, TOO_SLOW_REASON, subscribers.GRACE_SECONDS)
+    def too_long(self) -> None:
+        """What is sent comes to no end."""
+        self._drop(TOO_LARGE, TOO_LONG, CLOSE_SECONDS)
+
+    def _drop(self, code: int, reason: str, seconds: float) -> None:
+        self._closing = True
+        self._keep(asyncio.create_task(self._dropped(code, reason, seconds)))
+
+    async def _dropped(self, code: int, reason: str, seconds: float) -> None:
+        await self.close(code, reason, seconds)
         self.abort()
 
     async def _converse(self) -> None:
@@ -128,20 +151,38 @@ class Socket(Connection):
                 async for message in self._ws:
                     await self._receive(message)
                     del message  # it may be large, and the next one may never come
+                    await asyncio.sleep(0)  # others have their turn, however many are there
         except TimeoutError:
             if not self._patience.expired():
                 raise
             raise Closing(LATE, "Connection initialisation timeout") from None
 
     async def _receive(self, message: WSMessage) -> None:
-        if message.type is not WSMsgType.TEXT:
+        if self._turns is not None:
+            self._turns.told()
+        if not self._session.introduced:
+            self._count_early()
+        if message.type in CONTROL:
+            await self._heard(message)
+        elif message.type is WSMsgType.TEXT:
+            await self._obey(self._read(message.data))
+        else:
             raise Closing(BAD_FRAME, "A message must be a text frame.")
-        if not self._session.introduced and len(message.data) > MAX_INTRODUCTION:
+
+    async def _heard(self, message: WSMessage) -> None:
+        self._count_idle(len(message.data))
+        if message.type is WSMsgType.PING:
+            await self._ws.pong(message.data)
+
+    def _read(self, text: str) -> frames.Message:
+        if not self._session.introduced and len(text) > MAX_INTRODUCTION:
             raise Closing(TOO_LARGE, "Send connection_init first: that was too large for it.")
         try:
-            frame = frames.parsed(message.data)
+            return frames.parsed(text)
         except BadFrame as error:
             raise Closing(BAD_FRAME, str(error)) from None
+
+    async def _obey(self, frame: frames.Message) -> None:
         match frame:
             case Init(payload):
                 await self._introduced(payload)
@@ -149,10 +190,29 @@ class Socket(Connection):
                 await self._subscribed(frame)
             case Complete(id):
                 self._completed(id)
-            case Ping():
+            case Ping(size):
+                self._count_idle(size)
                 await self._send(frames.PONG)
-            case Pong():
-                pass
+            case Pong(size):
+                self._count_idle(size)
+
+    def _count_early(self) -> None:
+        self._early += 1
+        if self._early > self._limits.early_messages:
+            raise Closing(AGAIN, TOO_EARLY)
+
+    def _count_idle(self, size: int) -> None:
+        """Of a message that no operation pays for.
+
+        The caller owes for it: who has nothing left may still say that they are there.
+        """
+        if not self._session.introduced:
+            return
+        self._hub.rt.rates.owe(self._session.viewer.budget, 1 + size // BYTES_A_UNIT)
+        try:
+            self._idle.charge("")
+        except RateLimited:
+            raise Closing(AGAIN, TOO_MANY) from None
 
     async def _introduced(self, payload: Mapping[str, Any]) -> None:
         """A key comes in the payload of `connection_init`, or in the handshake's header."""
@@ -181,6 +241,7 @@ class Socket(Connection):
         if frame.id in self._operations:
             raise Closing(TAKEN, f"Subscriber for {frame.id} already exists")
         if len(self._operations) >= self._limits.max_operations:
+            self._count_idle(frame.asked.size)
             limit = self._limits.max_operations
             error = LimitExceeded(f"This socket has {limit} operations under way.", limit)
             await self._send(frames.error_frame(frame.id, [shown_failure(error).formatted]))
@@ -197,9 +258,11 @@ class Socket(Connection):
     def _completed(self, id: str) -> None:
         """Its client may use the id again at once, and hears nothing more of this operation."""
         operation = self._operations.pop(id, None)
-        if operation is not None:
-            operation.task.cancel()
-            self._hub.leave(operation.subscriber)  # as it will by itself, but not before others
+        if operation is None:
+            self._count_idle(len(id))
+            return
+        operation.task.cancel()
+        self._hub.leave(operation.subscriber)  # as it will by itself, but not before others
 
     async def _operate(self, frame: Subscribe, subscriber: SocketSubscriber) -> None:
         """One operation to its end, whatever that is: the others go on."""

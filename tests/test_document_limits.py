@@ -458,6 +458,20 @@ async def test_of_a_wrong_document_a_few_mistakes_are_told(client: Client) -> No
     assert messages[-1].endswith("error limit reached. Validation aborted.")
 
 
+async def test_an_answer_has_a_hundred_errors_at_most(
+    database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient
+) -> None:
+    wide = {"max_aliases": 1_000, "max_root_fields": 1_000, "max_tokens": 10_000}
+    client = await aiohttp_client(create_app(settings_for(database_url, tmp_path, **wide)))
+    viewer = await make_key(database_url, "Vera", Role.VIEWER)
+    for number, told in ((99, 99), (100, 100), (200, 100)):
+        fields = " ".join(f'a{n}: webhook(id: "{n}") {{ id }}' for n in range(number))
+        body = await answer(client, f"{{ {fields} }}", viewer)
+        assert body["data"] == {f"a{n}": None for n in range(number)}
+        codes = [error["extensions"]["code"] for error in body["errors"]]
+        assert codes == ["FORBIDDEN"] * told
+
+
 async def test_no_message_is_longer_than_a_thousand_characters(client: Client) -> None:
     names = [f"{'x' * 90}{n}" for n in range(600)]
     literal = ", ".join(f"{name}: 1" for name in names)

@@ -198,6 +198,38 @@ async def test_the_page_forbids_everything_but_its_own_files(
     assert page.headers["Cache-Control"] == "no-cache"
 
 
+ODD = {
+    "Range": ("bytes=zzz", "bytes=999999999-", "bytes=0-3", "lines=1-2"),
+    "If-Match": ('"other"', "*"),
+    "If-Unmodified-Since": ("Thu, 01 Jan 1970 00:00:00 GMT",),
+    "If-None-Match": ('"other"', "nonsense"),
+}
+
+
+async def test_ranges_and_conditions_get_the_whole_page(
+    app: web.Application, aiohttp_client: AiohttpClient
+) -> None:
+    client = await aiohttp_client(app)
+    page = await client.get("/graphiql")
+    whole = await page.read()
+    for name, values in ODD.items():
+        for value in values:
+            response = await client.get("/graphiql", headers={name: value})
+            assert (response.status, response.content_type) == (200, "text/html"), (name, value)
+            assert await response.read() == whole
+
+
+async def test_a_page_that_is_known_is_not_sent_again(
+    app: web.Application, aiohttp_client: AiohttpClient
+) -> None:
+    client = await aiohttp_client(app)
+    tag = (await client.get("/graphiql")).headers["ETag"]
+    for known in (tag, f'"other", {tag}', "*"):
+        response = await client.get("/graphiql", headers={"If-None-Match": known})
+        assert (response.status, await response.read()) == (304, b"")
+        assert (response.headers["ETag"], response.headers["Cache-Control"]) == (tag, "no-cache")
+
+
 async def test_assets_are_cached_for_good_and_nothing_beside_them_is_served(
     app: web.Application, aiohttp_client: AiohttpClient
 ) -> None:

@@ -7,10 +7,15 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"schema", "resolvers", "services", "models"}
@@ -117,3 +122,36 @@ def _install(wheel: Path, python: Path) -> None:
 def _only(folder: Path, pattern: str) -> Path:
     (found,) = folder.glob(pattern)
     return found
+
+
+def test_ci_has_an_exact_version_of_everything_that_it_installs() -> None:
+    """What is not installed here, as the tools may be, is at least looked for by its own name."""
+    lines = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
+    pinned = {canonicalize_name(line.split("==")[0]) for line in lines if "==" in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    given = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted: set[tuple[str, str]] = set()
+    for line in [line for lines in given for line in lines]:
+        wanted |= set(_needed(Requirement(line), wanted))
+    assert {name for name, _ in wanted} - {"signoff"} - pinned == set()
+
+
+def _needed(requirement: Requirement, seen: set[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Names with each of their extras, of what is not in `seen`, which it is added to."""
+    for extra in ("", *requirement.extras):
+        package = (canonicalize_name(requirement.name), extra)
+        if package in seen:
+            continue
+        seen.add(package)
+        yield package
+        for line in _requires(requirement.name):
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                yield from _needed(needed, seen)
+
+
+def _requires(name: str) -> list[str]:
+    try:
+        return requires(name) or []
+    except PackageNotFoundError:
+        return []

@@ -17,7 +17,7 @@ from services import keys
 from services.actors import LOCAL_ADMIN, Viewer
 from signoff import database
 from signoff.app import VIEW, create_app
-from signoff.sessions import Sessions
+from signoff.sessions import CLOSE_SECONDS, WATCH_SECONDS, Sessions
 from tests.support.graphql import Json, beside, gql, make_key, new_job, revoke_key
 from tests.support.making import holds
 from tests.support.running import AiohttpClient, Client, settings_for
@@ -161,6 +161,13 @@ async def test_all_keys_are_looked_at_in_one_query(
         monkeypatch.setattr(sessions(client), "watch_seconds", 0.01)
         await sessions(client).check()
         assert asked == [{f"Bearer {key}" for key in made}]
+
+
+async def test_a_revoked_key_is_closed_within_five_seconds(client: Client) -> None:
+    """What the watch waits, its query, and a client that does not agree to the end."""
+    query_seconds = 0.5
+    assert sessions(client).watch_seconds == WATCH_SECONDS
+    assert WATCH_SECONDS + query_seconds + 2 * CLOSE_SECONDS <= 5
 
 
 async def test_many_keys_are_one_query(database_url: str) -> None:

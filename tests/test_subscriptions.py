@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from models import Role
+from signoff import event_streams
 from signoff.app import VIEW, create_app
 from signoff.websocket import LIMITS, SocketLimits
 from tests.support.graphql import (
@@ -85,6 +86,16 @@ async def test_changes_come_over_sse(client: Client) -> None:
         assert told(await stream.next()) == ("first", None, "PENDING")
         await mutate(client, "cancelJob", input={"id": first["id"]})
         assert told(await stream.next()) == ("first", "PENDING", "CANCELLED")
+
+
+async def test_a_stream_that_has_nothing_to_tell_says_so_every_15_seconds(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert event_streams.HEARTBEAT_SECONDS == 15
+    monkeypatch.setattr(event_streams, "HEARTBEAT_SECONDS", 0.01)
+    async with streaming(client, CHANGES) as stream, asyncio.timeout(20):
+        lines = [await stream.response.content.readline() for _ in range(6)]
+    assert lines == [b": ping\r\n", b"\r\n"] * 3
 
 
 async def test_without_a_position_only_what_is_new_is_told(client: Client) -> None:
