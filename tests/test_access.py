@@ -9,16 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
 import structlog
+from graphql import GraphQLObjectType
 
 from models import Role
 from signoff.app import create_app
 from signoff.postgres import BatchingClient
 from signoff.sqlite import DirectClient
+from tests.fakes.agents import fake_agent
 from tests.support.access import (
     FORBIDDEN,
     GONE,
@@ -33,9 +35,10 @@ from tests.support.access import (
     requests,
 )
 from tests.support.graphql import (
+    SCHEMA,
     Json,
-    agent,
     answer,
+    echo,
     gql,
     make_key,
     make_workspace,
@@ -46,9 +49,11 @@ from tests.support.graphql import (
 )
 from tests.support.running import AiohttpClient, Client, settings_for
 from tests.support.sockets import connected, streaming
+from tests.support.visible import ADMINS, LEADS, ONCE, SHOWN, fields
 
 SECRET = "s3cret-of-the-agent"  # noqa: S105
-JOB, AGENT = "mark-of-the-job", "mark-of-the-agent"
+JOB, AGENT, HOOK = "mark-of-the-job", "mark-of-the-agent", "mark-of-the-hook"
+PUBLIC_URL = "http://callbacks.invalid"
 DEPTH = 3
 
 
@@ -59,7 +64,8 @@ class World:
     client: Client
     keys: dict[str, str | None]
     at: Target
-    url: str
+    marks: dict[str, str]
+    """What may be told to some, and secrets, which are told to nobody again."""
 
     def key(self, caller: str) -> str:
         found = self.keys[caller]
@@ -84,7 +90,8 @@ UNLIMITED: Json = {
 
 @pytest.fixture
 async def client(database_url: str, tmp_path: Path, aiohttp_client: AiohttpClient) -> Client:
-    return await aiohttp_client(create_app(settings_for(database_url, tmp_path, **UNLIMITED)))
+    settings = settings_for(database_url, tmp_path, public_url=PUBLIC_URL, **UNLIMITED)
+    return await aiohttp_client(create_app(settings))
 
 
 @pytest.fixture
@@ -115,20 +122,38 @@ async def world(client: Client, database_url: str) -> AsyncGenerator[World]:
     shown = (await gql(client, "{ apiKeys { nodes { id prefix } } }", keys["admin"]))["apiKeys"]
     ids = {each["prefix"]: each["id"] for each in shown["nodes"]}
     given = {"name": AGENT, "description": AGENT, "authHeader": f"X-Key: {SECRET}"}
-    async with agent(client, keys["admin"], **given) as (agent_id, endpoint):
-        job, attempt = await marked_job(client, str(keys["owner"]), agent_id)
-        hook, delivery = await webhook(client, keys["owner"])
-        of_admin, _ = await webhook(client, keys["admin"])
-        at = Target(job, attempt, agent_id, ids[spare[:14]], hook, delivery, of_admin)
-        yield World(client, keys, at, endpoint.url)
+    async with fake_agent(echo) as endpoint:
+        given["endpointUrl"] = endpoint.url
+        saved = await mutate(client, "saveAgent", keys["admin"], input=given)
+        job, attempt = await marked_job(client, str(keys["owner"]), saved["id"])
+        hook, delivery, secret = await webhook(client, keys["owner"], "mia")
+        of_admin, _, secret_of_admin = await webhook(client, keys["admin"], "ada")
+        at = Target(job, attempt, saved["id"], ids[spare[:14]], hook, delivery, of_admin)
+        (asked,) = endpoint.received
+        marks = {
+            "job": JOB,
+            "agent": AGENT,
+            "url": endpoint.url,
+            "webhook": f"{HOOK}-of-mia",
+            "webhook of admin": f"{HOOK}-of-ada",
+            "auth header": SECRET,
+            "signing secret": saved["signingSecret"],
+            "webhook's secret": secret,
+            "secret of admin's webhook": secret_of_admin,
+            "callback token": asked.headers["signoff-callback-url"].rpartition("/")[2],
+        }
+        texts = {
+            f"key of {name}": text[14:] for name, text in keys.items() if name in SEES and text
+        }
+        yield World(client, keys, at, marks | texts)
 
 
-async def webhook(client: Client, key: str | None) -> tuple[str, str]:
-    """A webhook with a mark in its address, and a delivery of it."""
-    given = {"url": f"http://127.0.0.1:9/{marked('webhook')}", "types": ["REVIEW"]}
+async def webhook(client: Client, key: str | None, owner: str) -> tuple[str, str, str]:
+    """A webhook with a mark in its address, a delivery of it, and its secret."""
+    given = {"url": f"http://127.0.0.1:9/{HOOK}-of-{owner}", "types": ["REVIEW"]}
     made = await mutate(client, "saveWebhook", key, input=given)
     hook = made["webhook"]["id"]
-    return hook, (await mutate(client, "testWebhook", key, id=hook))["id"]
+    return hook, (await mutate(client, "testWebhook", key, id=hook))["id"], made["secret"]
 
 
 async def marked_job(client: Client, key: str, agent_id: str) -> tuple[str, str]:
@@ -161,6 +186,19 @@ def test_every_root_field_has_a_row_and_a_request() -> None:
     fields = {name for kind in KINDS for name in root(kind)}
     assert set(TABLE) == fields
     assert set(requests(Target())) == fields
+
+
+def test_every_field_of_every_type_has_a_rule() -> None:
+    """Fields of the root types have rows."""
+    rules = [fields(rule) for rule in (SHOWN, LEADS, ADMINS, ONCE)]
+    assert sum(map(len, rules)) == len(set[str]().union(*rules))
+    found = {
+        f"{name}.{field}"
+        for name, each in SCHEMA.type_map.items()
+        if isinstance(each, GraphQLObjectType) and not name.startswith("__") and name not in KINDS
+        for field in each.fields
+    }
+    assert found == set[str]().union(*rules)
 
 
 # Transports
@@ -204,8 +242,8 @@ TRANSPORTS: dict[str, Ask] = {"http": over_http, "websocket": over_websocket, "s
 
 
 def carries(transport: str, name: str) -> bool:
-    """SSE is for streams, and a plain answer is none."""
-    return (kind_of(name) == "subscription") is (transport == "sse") or transport == "websocket"
+    """A plain answer is no stream."""
+    return transport != "http" or kind_of(name) != "subscription"
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -227,8 +265,7 @@ async def test_each_caller_comes_to_what_the_table_says(world: World, transport:
             assert outcome(name, body, world.at) == expected, (name, caller, body)
         if harmless:
             assert await everything(world) == state
-    if transport != "sse":
-        assert await everything(world) != state
+    assert await everything(world) != state
 
 
 async def everything(world: World) -> list[Json]:
@@ -336,12 +373,11 @@ async def test_a_node_of_another_workspace_is_none(world: World) -> None:
 
 # Nothing of others, anywhere
 
-MARKS = {"job": JOB, "agent": AGENT, "secret": SECRET}
 SEES = {
-    "admin": {"job", "agent", "url"},
+    "admin": {"job", "agent", "url", "webhook", "webhook of admin"},
     "agents": {"job", "agent", "url"},
     "viewer": {"job", "agent"},
-    "owner": {"job", "agent"},
+    "owner": {"job", "agent", "webhook"},
     "member": {"agent"},
     "owners": {"agent", "url"},
     "foreign": set[str](),
@@ -353,21 +389,37 @@ SEES = {
 async def test_no_field_of_any_type_tells_of_what_a_caller_must_not_see(
     world: World, caller: str
 ) -> None:
-    marks = MARKS | {"url": world.url}
     given = requests(world.at)
     told = ""
+    shown: set[str] = set()
     for name in (*root("Query"), *root("Subscription")):
         if name == "node":
             continue
         ask = over_sse if kind_of(name) == "subscription" else over_http
         body = await ask(world.client, document(name, DEPTH), world.key(caller), given[name])
         told += orjson.dumps(body).decode()
+        shown |= set(not_null(body))
     for name in root("Mutation"):
         if TABLE[name].expected()[caller] in (FORBIDDEN, GONE):
             body = await over_http(world.client, document(name), world.key(caller), given[name])
             told += orjson.dumps(body).decode()
     told += await search(world, caller)
-    assert {name for name, mark in marks.items() if mark in told} == SEES[caller]
+    assert {name for name, mark in world.marks.items() if mark in told} == SEES[caller]
+    assert not shown & fields(ONCE)
+    if "url" not in SEES[caller]:
+        assert not shown & fields(ADMINS)
+
+
+def not_null(answer: Any) -> Generator[str]:
+    """The fields that an answer shows, by their aliases: `Type.field`."""
+    if isinstance(answer, list):
+        for each in cast("list[Any]", answer):
+            yield from not_null(each)
+    elif isinstance(answer, dict):
+        for alias, value in cast("Json", answer).items():
+            if value is not None:
+                yield alias.replace("_", ".", 1)
+                yield from not_null(value)
 
 
 async def search(world: World, caller: str) -> str:
@@ -430,7 +482,7 @@ async def test_metrics_name_nobody_and_are_the_default_workspaces_admins_alone(
             text = await response.text()
             keyless = dict.fromkeys(("nobody", "unknown", "expired", "revoked"), 401)
             assert response.status == ({"admin": 200} | keyless).get(caller, 403), caller
-            for mark in (JOB, AGENT, SECRET, world.url, "acme", "Mia", world.at.job):
+            for mark in (*world.marks.values(), "acme", "Mia", world.at.job):
                 assert mark not in text
 
 
