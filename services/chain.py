@@ -20,6 +20,7 @@ class Chain:
     The owner's row keeps where the log ends, in `log_head`; `head` is that as it was read.
     The statement that writes the new end is the `carrier`: its values have the new end at
     `place` and, if it is guarded, the old one as the last; `seen` is what else it guards.
+    `end` is where the log ends with the entries, once they are linked.
     """
 
     owner: Job | Workspace
@@ -29,6 +30,12 @@ class Chain:
     carrier: Statement | None = None
     place: int = 0
     seen: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    end: str = ""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the log begins in this transaction, so that nobody else can write to it."""
+        return self.carrier is not None and not self.carrier.guarded
 
     def link(self) -> None:
         """Give the entries their hashes, and the carrier both ends."""
@@ -37,7 +44,7 @@ class Chain:
         for entry in self.entries:
             head = entry["hash"] = digest(head, entry)
         assert self.carrier is not None  # noqa: S101 - the transaction gave it one
-        self.carrier.values[self.place] = head
+        self.carrier.values[self.place] = self.end = head
         if self.carrier.guarded:
             self.carrier.values[-1] = self.head
 

@@ -44,8 +44,9 @@ from services.judges.languages import NotEvaluated
 from services.openings import Failure
 from services.rules import Event
 from services.runtime import Runtime
+from services.shielding import to_the_end
 from services.tracing import ERROR, Kind
-from services.transactions import atomic, current, to_the_end
+from services.transactions import atomic, current
 from services.values import public_id, storable
 
 logger = structlog.get_logger(__name__)

@@ -37,7 +37,7 @@ class Pruned:
 
 
 class _Overtaken(Exception):
-    """A job was changed meanwhile."""
+    """A job was changed meanwhile, or somebody else prunes it too."""
 
 
 async def prune(before: datetime, by: Actor = SYSTEM) -> Pruned:
@@ -96,7 +96,10 @@ async def _is_sound(stretch: _Stretch) -> bool:
 
 
 async def _remove(stretches: Sequence[_Stretch], by: Actor) -> None:
-    """Raises `_Overtaken` if a job is not the archived one any more that was read."""
+    """Raises `_Overtaken` if a job is not the archived one any more that was read.
+
+    Also if so much of its log was removed already: that is told by who did it.
+    """
 
     async def overtaken() -> None:
         raise _Overtaken
@@ -106,8 +109,8 @@ async def _remove(stretches: Sequence[_Stretch], by: Actor) -> None:
             job, seen = each.job, {"version": each.job.version}
             current().swap(Job, {"id": job.id} | seen, seen, overtaken)
             id = str(job.id)
-            remember = Statement(REMEMBER, [id, each.first, each.last, each.head], "pruned_logs")
-            current().writes.append(remember)
+            values = [id, each.first, each.last, each.head]
+            current().require(Statement(REMEMBER, values, "pruned_logs", guarded=True), overtaken)
             current().writes.append(Statement(REMOVE, [id, each.last], "job_logs"))
             told = audit.between({}, {"untilSeq": each.last, "headHash": each.head})
             told["entries"] = audit.change(each.entries, 0)

@@ -17,6 +17,7 @@ from services.rates import Rates
 from services.secrets import Vault
 from services.telemetry import Telemetry
 from services.tracing import Tracer
+from services.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,4 +55,5 @@ class Runtime:
     failing: dict[UUID, bool] = field(default_factory=dict[UUID, bool])
     telemetry: Telemetry = field(default_factory=Telemetry)
     tracer: Tracer | None = None
+    turns: Turns = field(default_factory=Turns)
     transactions: set[asyncio.Task[object]] = field(default_factory=set[asyncio.Task[object]])

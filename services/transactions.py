@@ -11,7 +11,6 @@ a client cancels its operation whenever it hangs up.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -19,9 +18,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import structlog
 from tortoise.exceptions import IntegrityError
 from tortoise.models import Model
 
@@ -32,8 +30,8 @@ from services.chain import Chain, Entry
 from services.engine import Key
 from services.errors import DatabaseUnavailable
 from services.runtime import Runtime
-
-logger = structlog.get_logger(__name__)
+from services.shielding import kept
+from services.turns import Turns, give_back, take_turns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,12 +39,11 @@ T = TypeVar("T")
 Otherwise = Callable[[], Awaitable[None]]
 
 CATCH_UPS = 50
-"""Tries to write behind what others write to the same log; each time one of them got through."""
+"""Tries to write behind what other processes write to a log; each time one of them got through."""
 CATCH_UP_SECONDS = 0.05
 PATIENCE_SECONDS = 3.0
 """How long a caller waits for a database that does not answer; executions wait on."""
 PAUSE_SECONDS = 0.2
-DRAIN_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -197,11 +194,9 @@ class Transaction:
 
         Raises `Unavailable` or `DatabaseUnavailable`.
         """
-        self._link()
-        results = await self._written()
+        results = await self._written(Turns() if rt is None else rt.turns)
         for chain in self.chains:
-            if chain.entries:
-                chain.owner.log_head = chain.entries[-1]["hash"]
+            chain.owner.log_head = chain.end
         for index, take in self._returned.items():
             take(results[index])
         if rt is not None:
@@ -234,6 +229,70 @@ class Transaction:
                 first = entries[0]  # stays, whatever becomes of other rows by then
                 self._proof = (table, {name: first[name] for name in KNOWN_BY[table]})
 
+    async def _written(self, turns: Turns) -> list[Any]:
+        """What the statements returned. Tries again while the database does not answer.
+
+        What is lost may be its answer alone, so a refusal after that counts only if what was
+        to be written is not there. Nobody waits for a turn meanwhile.
+        """
+        doubtful = False
+        clock = asyncio.get_running_loop().time
+        until = None if engine.in_a_run() else clock() + PATIENCE_SECONDS
+
+        def late() -> bool:
+            return until is not None and clock() > until
+
+        while True:
+            try:
+                return await self._in_turn(turns, until, doubtful=doubtful)
+            except Unavailable:
+                doubtful = True
+                if late() or self._proof is None:
+                    raise
+            except (GuardMissed, IntegrityError) as refusal:
+                with suppress(Unavailable):
+                    if doubtful and await self._is_there():
+                        return [None] * len(self.writes)
+                    if isinstance(refusal, GuardMissed):
+                        await self._guards[refusal.index]()
+                    raise
+                if late():
+                    raise DatabaseUnavailable from None
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _in_turn(self, turns: Turns, until: float | None, *, doubtful: bool) -> list[Any]:
+        """Write behind what others of this process wrote to the same logs before.
+
+        What may be written already keeps its place: only so the guard misses if it is.
+        """
+        held = await take_turns(turns, self.chains, until)
+        try:
+            for chain, turn in held:
+                if turn.end is not None and not doubtful:
+                    chain.head = turn.end
+            self._link()
+            results = await self._behind_others(doubtful=doubtful)
+            for chain, turn in held:
+                turn.end = chain.end
+            return results
+        finally:
+            give_back(turns, held)
+
+    async def _behind_others(self, *, doubtful: bool) -> list[Any]:
+        """Write, and again as long as it is missed only since another process wrote to a log."""
+        behind = 0
+        while True:
+            try:
+                return await statements.database().execute_batch(self.writes)
+            except GuardMissed as missed:
+                if behind == CATCH_UPS or (doubtful and await self._is_there()):
+                    raise
+                if not await self._catch_up(missed.index):
+                    raise
+            behind += 1
+            pause = min(0.001 * 2**behind, CATCH_UP_SECONDS)
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
+
     async def _catch_up(self, index: int) -> bool:
         """Whether statement `index` missed only since a log had grown; the entries come behind."""
         chain = self._carriers.get(index)
@@ -245,38 +304,9 @@ class Transaction:
         self._link()
         return True
 
-    async def _written(self) -> list[Any]:
-        """What the statements returned. Tries again while the database does not answer.
-
-        What is lost may be its answer alone, so a refusal after that counts only if what was
-        to be written is not there.
-        """
-        doubtful = False
-        behind = 0
-        clock = asyncio.get_running_loop().time
-        deadline = math.inf if engine.in_a_run() else clock() + PATIENCE_SECONDS
-        while True:
-            try:
-                return await statements.database().execute_batch(self.writes)
-            except Unavailable:
-                doubtful = True
-                if clock() > deadline or self._proof is None:
-                    raise
-            except (GuardMissed, IntegrityError) as refusal:
-                with suppress(Unavailable):
-                    if doubtful and self._proof and await statements.exists(*self._proof):
-                        return [None] * len(self.writes)
-                    if isinstance(refusal, GuardMissed):
-                        if behind < CATCH_UPS and await self._catch_up(refusal.index):
-                            behind += 1
-                            pause = min(0.001 * 2**behind, CATCH_UP_SECONDS)
-                            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
-                            continue
-                        await self._guards[refusal.index]()
-                    raise
-                if clock() > deadline:
-                    raise DatabaseUnavailable from None
-            await asyncio.sleep(PAUSE_SECONDS)
+    async def _is_there(self) -> bool:
+        """Whether it was written."""
+        return self._proof is not None and await statements.exists(*self._proof)
 
 
 KNOWN_BY: Mapping[type[JobLog | AuditEntry], tuple[str, ...]] = {
@@ -335,7 +365,7 @@ def atomic(
             finally:
                 _current.reset(token)
             if transaction.writes or transaction.chains:
-                await asyncio.shield(_kept(rt, transaction.commit(rt)))
+                await asyncio.shield(kept(rt, transaction.commit(rt)))
         except Unavailable as error:
             raise DatabaseUnavailable from error
         return result
@@ -356,38 +386,3 @@ async def unannounced() -> AsyncGenerator[None]:
         await asyncio.shield(asyncio.ensure_future(transaction.commit(None)))
     except Unavailable as error:
         raise DatabaseUnavailable from error
-
-
-def _kept(rt: Runtime, work: Awaitable[T]) -> asyncio.Future[T]:
-    task = asyncio.ensure_future(work)
-    rt.transactions.add(cast("asyncio.Task[object]", task))
-    task.add_done_callback(cast("Any", rt.transactions.discard))
-    task.add_done_callback(_retrieve)
-    return task
-
-
-def _retrieve(task: asyncio.Future[Any]) -> None:
-    """Mark the outcome as seen: a caller that hung up will not come for it."""
-    if not task.cancelled():
-        task.exception()
-
-
-async def to_the_end(rt: Runtime, work: Awaitable[T]) -> T:
-    """What is begun and must not be left half done: a caller that is cancelled waits for it."""
-    task = _kept(rt, work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
-
-
-async def drain(rt: Runtime) -> None:
-    """Wait for the transactions under way, before the connections are closed.
-
-    Not for ever: with a database that is away they would never end.
-    """
-    if rt.transactions:
-        _, unfinished = await asyncio.wait(rt.transactions, timeout=DRAIN_SECONDS)
-        if unfinished:
-            logger.warning("ended with transactions under way", count=len(unfinished))

@@ -11,7 +11,7 @@ from functools import partial
 
 import structlog
 
-from services import execution, idempotency, queue, scheduling, transactions
+from services import execution, idempotency, queue, scheduling, shielding
 from services.agent_http import AgentClient
 from services.bounds import QueueBound
 from services.bus import Bus, NoBus, PostgresBus
@@ -99,7 +99,7 @@ async def runtime(
         stack.push_async_callback(rt.sandbox.close)
         if rt.judge is not None:
             stack.push_async_callback(rt.judge.close)
-        stack.push_async_callback(transactions.drain, rt)
+        stack.push_async_callback(shielding.drain, rt)
         await rt.events.start()
         stack.push_async_callback(rt.events.stop)
 

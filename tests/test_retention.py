@@ -13,6 +13,7 @@ from models.base import now
 from services import audit, decisions, jobs, reading, retention, verification
 from services.decisions import CancelJob
 from services.paging import Window
+from services.retention import Pruned
 from services.runtime import Runtime
 from services.verification import Verification
 from tests.support import commands
@@ -168,6 +169,62 @@ async def test_many_jobs_are_pruned_in_portions(
     pruned = await retention.prune(now())
     assert (pruned.jobs, pruned.entries) == (5, 15)
     assert await JobLog.all().count() == 0
+
+
+async def told() -> int:
+    """How often the audit log tells of what was pruned."""
+    return await AuditEntry.filter(action=audit.PRUNED).count()
+
+
+async def test_who_prune_at_once_remove_and_tell_each_entry_once(rt: Runtime) -> None:
+    made = [await archived_job(rt) for _ in range(5)]
+    pruned = await asyncio.gather(*[retention.prune(now()) for _ in range(4)])
+    assert sum(each.jobs for each in pruned) == await told() == len(made)
+    assert sum(each.entries for each in pruned) == 3 * len(made)
+    assert (await verification.of_workspace(ADMIN, int)).problem is None
+
+
+async def test_who_read_before_another_pruned_moves_nothing_back(
+    rt: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await archived_job(rt)
+    has_read, goes_on = asyncio.Event(), asyncio.Event()
+    of_log = verification.of_log
+
+    async def waits(job: Job) -> Verification:
+        found = await of_log(job)
+        has_read.set()
+        await goes_on.wait()
+        return found
+
+    monkeypatch.setattr(verification, "of_log", waits)
+    first = asyncio.create_task(retention.prune(now()))
+    await has_read.wait()
+    monkeypatch.undo()
+    await jobs.add_note(rt, MEMBER, job.id, "One more.")
+    assert await retention.prune(now()) == Pruned(jobs=1, entries=4)
+    before = await PrunedLog.all().values()
+    goes_on.set()
+    assert await first == Pruned()
+    assert await PrunedLog.all().values() == before
+    assert await told() == 1
+    assert await verification.of_log(job) == Verification(0, before[0]["head"], pruned=1)
+
+
+async def test_two_processes_that_prune_remove_each_entry_once(
+    rt: Runtime, database_url: str, tmp_path: Path
+) -> None:
+    for _ in range(20):
+        await archived_job(rt)
+    settings = commands.environment(SIGNOFF_DATABASE_URL=database_url)
+    prune = ("prune", "--older-than", "0")
+    ended = await asyncio.gather(*[commands.run(tmp_path, settings, *prune) for _ in range(2)])
+    assert [(code, error) for code, _, error in ended] == [(0, ""), (0, "")]
+    removed = [int(out.split()[1]) for _, out, _ in ended]
+    assert sum(removed) == 3 * 20
+    assert await told() == 20
+    assert await JobLog.all().count() == 0
+    assert (await verification.of_workspace(ADMIN, int)).problem is None
 
 
 async def test_the_command_says_what_it_removed_and_refuses_what_is_no_number_of_days(
