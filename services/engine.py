@@ -13,7 +13,7 @@ import asyncio
 import math
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -112,7 +112,7 @@ class Engine:
         resumed = await queue.reconcile()
         if resumed:
             logger.info("queued executions that no queue knew of", count=resumed)
-        steps = {"work": self._round, HEARTBEAT: self._beat, "taking over": self._rescue}
+        steps = {"work": self._round, "taking over": self._rescue, HEARTBEAT: self._beat}
         self._tasks = [asyncio.create_task(self._kept(*each)) for each in steps.items()]
         self._news.set()
 
@@ -127,11 +127,8 @@ class Engine:
                     pass
                 while self._running:
                     await asyncio.wait(self._running.values())
-        for task in [*self._tasks[:1], *self._running.values()]:  # nothing is begun any more
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=STOP_SECONDS)
-        await asyncio.gather(*(_end(task) for task in self._tasks))
+        await _end([*self._tasks[:-1], *self._running.values()])  # nothing is begun any more
+        await _end(self._tasks[-1:])
         if self._work is not None:
             with suppress(Exception):  # the others find out
                 async with asyncio.timeout(LEAVE_SECONDS):
@@ -380,6 +377,8 @@ def in_a_run() -> bool:
     return _own.get() is not None
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task], timeout=STOP_SECONDS)
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=STOP_SECONDS)

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -47,15 +48,11 @@ query($id: ID!) {
 Json = dict[str, Any]
 
 
-async def execution_of(
-    server: Server,
-    agent: FakeAgent,
-    *,
-    idempotent: bool,
-    criteria: Json = SAYS_OK,
+async def job_for(
+    server: Server, agent: FakeAgent, *, idempotent: bool, criteria: Json = SAYS_OK
 ) -> str:
-    """The id of a job that was just told to run."""
-    given = {"name": agent.url, "endpointUrl": agent.url, "idempotent": idempotent}
+    """The id of a job that is ready to run."""
+    given = {"name": token_hex(8), "endpointUrl": agent.url, "idempotent": idempotent}
     saved = await server.graphql(SAVE, input=given)
     created = await server.graphql(
         CREATE,
@@ -65,7 +62,15 @@ async def execution_of(
             "assign": {"agentId": saved["saveAgent"]["id"]},
         },
     )
-    done = await server.graphql(EXECUTE, input={"id": created["createJob"]["id"]})
+    return created["createJob"]["id"]
+
+
+async def execution_of(
+    server: Server, agent: FakeAgent, *, idempotent: bool, criteria: Json = SAYS_OK
+) -> str:
+    """The id of a job that was just told to run."""
+    id = await job_for(server, agent, idempotent=idempotent, criteria=criteria)
+    done = await server.graphql(EXECUTE, input={"id": id})
     assert done["executeJob"]["status"] == "IN_EXECUTION"
     return done["executeJob"]["id"]
 
