@@ -28,7 +28,7 @@ from models.statements import Unavailable
 from services import queue, workers
 from services.errors import DatabaseUnavailable
 from services.queue import Taken
-from services.workers import Orphan
+from services.workers import Orphan, Sight
 
 logger = structlog.get_logger(__name__)
 
@@ -38,6 +38,8 @@ Key = tuple[UUID, int]
 HEARTBEAT = "heartbeat"
 POLL_SECONDS = 1.0
 """How late what nobody told of is seen."""
+RESCUE_SECONDS = 2.0
+"""How late at most it is seen that the lease of another worker is over."""
 COMPARE_SECONDS = 0.05
 """How late a run is ended at most whose attempt another process has ended."""
 MAX_FAILURES = 5
@@ -71,7 +73,8 @@ class Engine:
     """The worker of one process; without `start` it runs nothing.
 
     `alone` says that no other process can have a worker. After `lease_seconds` without a sign
-    of life, given every `heartbeat_seconds`, a worker's executions are taken over.
+    of life, given every `heartbeat_seconds`, its executions are taken over; each other worker's
+    after that one's own lease.
     """
 
     def __init__(
@@ -97,7 +100,8 @@ class Engine:
         self._to_resume = False
         self._stopping = False
         self._turn = asyncio.Lock()
-        self._seen_at = self._patient_until = -math.inf
+        self._look_seconds = min(RESCUE_SECONDS, heartbeat_seconds)
+        self._sight = Sight(self._look_seconds)
         self._tasks: list[asyncio.Task[None]] = []
         self._troubles: dict[str, str] = {}
         self._work: Work | None = None
@@ -106,7 +110,7 @@ class Engine:
         """Begin to work, with what was left behind."""
         self._work = work
         await self._enter()
-        self._seen_at = asyncio.get_running_loop().time()
+        self._sight = Sight(self._look_seconds)
         if self._alone:
             await self._take_over()
         resumed = await queue.reconcile()
@@ -183,7 +187,8 @@ class Engine:
 
     async def _enter(self) -> None:
         id = uuid7()
-        await workers.enter(id, f"{socket.gethostname()}:{os.getpid()}", alone=self._alone)
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        await workers.enter(id, name, self._lease, alone=self._alone)
         self._id = id
 
     async def _beat(self) -> None:
@@ -195,21 +200,15 @@ class Engine:
                 logger.warning("taken for lost; beginning anew")
                 await self._enter()
                 self.heard()
-        now = asyncio.get_running_loop().time()
-        if self._seen_at < now - self._lease:
-            # Nobody was seen while the database was away; let the others be seen first.
-            self._patient_until = now + self._lease
-        self._seen_at = now
 
     async def _rescue(self) -> None:
-        await asyncio.sleep(self._heartbeat)
-        if asyncio.get_running_loop().time() >= self._patient_until:
-            await self._take_over()
-            await workers.bury(self._lease)
+        await asyncio.sleep(self._look_seconds)
+        await self._take_over()
+        await workers.bury(self._sight)
 
     async def _take_over(self) -> None:
         assert self._work is not None  # noqa: S101
-        for orphan in await workers.orphans(self._lease):
+        for orphan in await workers.orphans(self._sight):
             if orphan.worker_id == self._id:
                 continue  # this process was asleep, and nobody took over: it just goes on
             try:

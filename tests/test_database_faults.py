@@ -172,7 +172,7 @@ async def test_black_hole_without_an_end_is_an_error_that_says_so(
 
 
 @asynccontextmanager
-async def at_work(server: Server, agent: FakeAgent) -> AsyncGenerator[asyncio.Task[Any]]:
+async def kept_busy(server: Server, agent: FakeAgent) -> AsyncGenerator[asyncio.Task[Any]]:
     """An execution whose agent does not answer, and a request that waits for another one."""
     await execution_of(server, agent, idempotent=True)
     second = await job_for(server, agent, idempotent=True)
@@ -197,7 +197,7 @@ async def test_server_that_is_asked_to_ends_in_time_and_answers_who_waits(
     async with (
         fake_agent(stalls) as agent,
         serving(database_url, tmp_path, **DEFAULT) as server,
-        at_work(server, agent) as waiting,
+        kept_busy(server, agent) as waiting,
     ):
         await ends_in_time(server)
         job = (await waiting)["data"]["executeJob"]
@@ -213,7 +213,7 @@ async def test_server_without_its_database_ends_in_time_when_asked_to(
         proxy(port_of(postgres_url)) as between,
         fake_agent(stalls) as agent,
         serving(by(postgres_url, between), tmp_path, **DEFAULT) as server,
-        at_work(server, agent),
+        kept_busy(server, agent),
     ):
         between.pause()
         await ends_in_time(server)
@@ -228,7 +228,7 @@ async def test_worker_without_its_database_ends_in_time_when_asked_to(
         fake_agent(stalls) as agent,
         serving(postgres_url, tmp_path, "--no-worker") as server,
         working(by(postgres_url, between), tmp_path, "worker", **DEFAULT) as worker,
-        at_work(server, agent),
+        kept_busy(server, agent),
     ):
         between.pause()
         await ends_in_time(worker)
@@ -242,7 +242,7 @@ async def test_server_whose_database_is_locked_ends_in_time_when_asked_to(
     async with (
         fake_agent(stalls) as agent,
         serving(database_url, tmp_path, **DEFAULT) as server,
-        at_work(server, agent),
+        kept_busy(server, agent),
     ):
         with closing(sqlite3.connect(tmp_path / "signoff.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
