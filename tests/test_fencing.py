@@ -22,6 +22,7 @@ from tests.support.server import Program, Server, serving, working
 from tests.test_crash import (
     check_lost,
     check_only_judged_again,
+    check_repeated_after_its_pause,
     check_repeated_with_its_key,
     execution_of,
     read,
@@ -112,7 +113,7 @@ async def test_peer_goes_on_where_a_killed_worker_was(postgres_url: str, tmp_pat
                 case.job = await settled(few.server, case.id)
         check_repeated_with_its_key(cut_off)
         check_lost(lost)
-        check_repeated_with_its_key(pausing)
+        check_repeated_after_its_pause(pausing)
         check_only_judged_again(judging)
         assert len(judge.requests) == 2
         await consistency.check(postgres_url)
