@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from models import Agent, AttemptState, JobLogType, JobPhase, StatusReason, jsontext
+from models import Agent, AttemptState, JobLog, JobLogType, JobPhase, StatusReason, jsontext
 from services import (
     agents,
     attempts,
@@ -41,6 +41,7 @@ from services.values import public_id
 
 TICK = 0.01
 """A clock may ring this much early."""
+PAUSE = "retryInSeconds"
 
 
 async def ask(rt: Runtime, this: Run) -> AgentReply | Accepted | None:
@@ -48,6 +49,8 @@ async def ask(rt: Runtime, this: Run) -> AgentReply | Accepted | None:
     if not this.agent.idempotent and (_was_cut_off(this) or _is_a_repetition(this)):
         await _refuse(rt, this)
         return None
+    if this.attempt.started_at is not None and this.job.phase is JobPhase.RETRY_WAIT:
+        await asyncio.sleep(min(await _pause_left(this), await budgets.seconds_left(this)))
     clock = asyncio.get_running_loop().time
     left = await budgets.seconds_left(this)
     deadline = clock() + min(this.agent.timeout_seconds, left)
@@ -112,6 +115,19 @@ async def measured(
         status = None if isinstance(answer, Accepted) else answer.status
         told["http.response.status_code"] = status or HTTPStatus.ACCEPTED
         return answer
+
+
+async def _pause_left(this: Run) -> float:
+    """Seconds until the next try, where the worker that began to wait for it has ended.
+
+    The log has when that was and how long the pause was to be: the agent may have asked for it.
+    """
+    answers = JobLog.filter(attempt_id=this.attempt.id, type=JobLogType.AGENT_RESPONSE)
+    for entry in await answers.order_by("-seq"):
+        pause = jsontext.loads(entry.payload_json or "{}").get(PAUSE)
+        if pause is not None:  # else what a worker that was lost told late
+            return pause - (datetime.now(UTC) - entry.created_at).total_seconds()
+    return 0.0
 
 
 def _was_cut_off(this: Run) -> bool:
@@ -192,7 +208,7 @@ async def _record_failure(
     )
     circuits.failed(rt, this, failure)
     message = f"{failure} Trying again in {pause:.1f} s."
-    told = _described(failure) | {"retryInSeconds": round(pause, 3)}
+    told = _described(failure) | {PAUSE: round(pause, 3)}
     attempts.tell(this, JobLogType.AGENT_RESPONSE, message, told)
 
 

@@ -13,7 +13,7 @@ import asyncio
 import math
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from models.statements import Unavailable
 from services import queue, workers
 from services.errors import DatabaseUnavailable
 from services.queue import Taken
-from services.workers import Orphan
+from services.workers import Orphan, Sight
 
 logger = structlog.get_logger(__name__)
 
@@ -38,6 +38,8 @@ Key = tuple[UUID, int]
 HEARTBEAT = "heartbeat"
 POLL_SECONDS = 1.0
 """How late what nobody told of is seen."""
+RESCUE_SECONDS = 2.0
+"""How late at most it is seen that the lease of another worker is over."""
 COMPARE_SECONDS = 0.05
 """How late a run is ended at most whose attempt another process has ended."""
 MAX_FAILURES = 5
@@ -71,7 +73,8 @@ class Engine:
     """The worker of one process; without `start` it runs nothing.
 
     `alone` says that no other process can have a worker. After `lease_seconds` without a sign
-    of life, given every `heartbeat_seconds`, a worker's executions are taken over.
+    of life, given every `heartbeat_seconds`, its executions are taken over; each other worker's
+    after that one's own lease.
     """
 
     def __init__(
@@ -97,7 +100,8 @@ class Engine:
         self._to_resume = False
         self._stopping = False
         self._turn = asyncio.Lock()
-        self._seen_at = self._patient_until = -math.inf
+        self._look_seconds = min(RESCUE_SECONDS, heartbeat_seconds)
+        self._sight = Sight(self._look_seconds)
         self._tasks: list[asyncio.Task[None]] = []
         self._troubles: dict[str, str] = {}
         self._work: Work | None = None
@@ -106,13 +110,13 @@ class Engine:
         """Begin to work, with what was left behind."""
         self._work = work
         await self._enter()
-        self._seen_at = asyncio.get_running_loop().time()
+        self._sight = Sight(self._look_seconds)
         if self._alone:
             await self._take_over()
         resumed = await queue.reconcile()
         if resumed:
             logger.info("queued executions that no queue knew of", count=resumed)
-        steps = {"work": self._round, HEARTBEAT: self._beat, "taking over": self._rescue}
+        steps = {"work": self._round, "taking over": self._rescue, HEARTBEAT: self._beat}
         self._tasks = [asyncio.create_task(self._kept(*each)) for each in steps.items()]
         self._news.set()
 
@@ -127,11 +131,8 @@ class Engine:
                     pass
                 while self._running:
                     await asyncio.wait(self._running.values())
-        for task in [*self._tasks[:1], *self._running.values()]:  # nothing is begun any more
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=STOP_SECONDS)
-        await asyncio.gather(*(_end(task) for task in self._tasks))
+        await _end([*self._tasks[:-1], *self._running.values()])  # nothing is begun any more
+        await _end(self._tasks[-1:])
         if self._work is not None:
             with suppress(Exception):  # the others find out
                 async with asyncio.timeout(LEAVE_SECONDS):
@@ -186,7 +187,8 @@ class Engine:
 
     async def _enter(self) -> None:
         id = uuid7()
-        await workers.enter(id, f"{socket.gethostname()}:{os.getpid()}", alone=self._alone)
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        await workers.enter(id, name, self._lease, alone=self._alone)
         self._id = id
 
     async def _beat(self) -> None:
@@ -198,21 +200,15 @@ class Engine:
                 logger.warning("taken for lost; beginning anew")
                 await self._enter()
                 self.heard()
-        now = asyncio.get_running_loop().time()
-        if self._seen_at < now - self._lease:
-            # Nobody was seen while the database was away; let the others be seen first.
-            self._patient_until = now + self._lease
-        self._seen_at = now
 
     async def _rescue(self) -> None:
-        await asyncio.sleep(self._heartbeat)
-        if asyncio.get_running_loop().time() >= self._patient_until:
-            await self._take_over()
-            await workers.bury(self._lease)
+        await asyncio.sleep(self._look_seconds)
+        await self._take_over()
+        await workers.bury(self._sight)
 
     async def _take_over(self) -> None:
         assert self._work is not None  # noqa: S101
-        for orphan in await workers.orphans(self._lease):
+        for orphan in await workers.orphans(self._sight):
             if orphan.worker_id == self._id:
                 continue  # this process was asleep, and nobody took over: it just goes on
             try:
@@ -380,6 +376,8 @@ def in_a_run() -> bool:
     return _own.get() is not None
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task], timeout=STOP_SECONDS)
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=STOP_SECONDS)

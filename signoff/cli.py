@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import errno
 import gc
-import signal
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -15,14 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-import structlog
 import uvloop
 from aiohttp import web
 from pydantic import ValidationError
 
 from services import keys, retention
 from services.errors import SignoffError
-from signoff import database, demo, heads, key_commands, logs, sample
+from signoff import database, demo, ending, heads, key_commands, logs, sample
 from signoff.app import RUNTIME, VIEW, allows_private_agents, create_app, create_probes
 from signoff.auth import is_loopback
 from signoff.database import DatabaseUnavailable
@@ -33,8 +31,6 @@ from signoff.listening import allow_files, listening
 from signoff.otel import BadTraceSettings
 from signoff.settings import Settings, variable
 from signoff.wiring import BadSettings, runtime
-
-logger = structlog.get_logger(__name__)
 
 SDL_FILE = Path("schema.graphql")
 MAX_DAYS = 36_500
@@ -136,11 +132,12 @@ async def _serving(settings: Settings, *, work: bool) -> None:
     async with _listening(app, settings, settings.port) as port:
         await _announce(settings, app, port)
         keep_what_is_loaded()
-        await _stopped()
-        logger.info("stopping")
+        await ending.asked()
         app[HEALTH].stopping = True
-        await app[VIEW].sessions.stop()
-        await app[RUNTIME].engine.stop(settings.shutdown_seconds)
+        ending.begin(settings.shutdown_seconds)
+        rt = app[RUNTIME]
+        await asyncio.gather(app[VIEW].sessions.stop(), rt.engine.stop(settings.shutdown_seconds))
+        rt.events.release()
 
 
 @asynccontextmanager
@@ -217,15 +214,6 @@ def _reachable(host: str) -> str:
     return f"[{local}]" if ":" in local else local
 
 
-async def _stopped() -> None:
-    """Return when the process is asked to end."""
-    asked = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked.set)
-    await asked.wait()
-
-
 def _worker(given: argparse.Namespace) -> None:
     settings = Settings() if given.port is None else Settings(worker_port=given.port)
     if settings.on_sqlite:
@@ -254,9 +242,9 @@ async def _working(settings: Settings) -> None:
             print(f"  Health     http://{_reachable(settings.host)}:{port}/healthz")
         print("Signoff worker is ready.", flush=True)
         keep_what_is_loaded()
-        await _stopped()
-        logger.info("stopping")
+        await ending.asked()
         known.stopping = True
+        ending.begin(settings.shutdown_seconds)
 
 
 def keep_what_is_loaded() -> None:

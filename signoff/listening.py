@@ -38,8 +38,8 @@ class Patience:
     """Without any request; longer than proxies keep theirs open."""
     linger: float = 1
     """To finish sending what nobody reads any more."""
-    shutdown: float = 3
-    """For requests under way when the server stops."""
+    shutdown: float = 1.5
+    """For requests under way when the server stops, and once more for their connections."""
 
 
 @dataclass(slots=True)

@@ -27,11 +27,14 @@ from tests.support import consistency, postgres
 from tests.support.load import Load, loaded
 from tests.support.making import execute, holds, make_agent, make_job, says_ok, stalls, until
 from tests.support.missing import missing
-from tests.support.server import Server, serving
-from tests.test_crash import execution_of
+from tests.support.server import Program, Server, serving, working
+from tests.test_crash import EXECUTE, execution_of, job_for
 
 pytestmark = pytest.mark.timeout(180)
 COMMAND = database.COMMAND_SECONDS + database.CONNECT_SECONDS
+IN_TIME = 20
+"""Seconds, from being asked to end."""
+DEFAULT = {"SIGNOFF_SHUTDOWN_SECONDS": ""}
 KILLS = 8
 SLEEPING = """SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND state = 'active' AND query LIKE 'SELECT pg_sleep%'"""
@@ -168,20 +171,83 @@ async def test_black_hole_without_an_end_is_an_error_that_says_so(
         between.resume()
 
 
+@asynccontextmanager
+async def kept_busy(server: Server, agent: FakeAgent) -> AsyncGenerator[asyncio.Task[Any]]:
+    """An execution whose agent does not answer, and a request that waits for another one."""
+    await execution_of(server, agent, idempotent=True)
+    second = await job_for(server, agent, idempotent=True)
+    asked = {"id": second, "waitSeconds": 60}
+    waiting = asyncio.create_task(server.answer(EXECUTE, input=asked))
+    await holds(lambda: len(agent.received) == 2)
+    try:
+        yield waiting
+    finally:
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+
+async def ends_in_time(program: Program) -> None:
+    async with asyncio.timeout(IN_TIME):
+        assert await program.stop() == 0
+
+
+async def test_server_that_is_asked_to_ends_in_time_and_answers_who_waits(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with (
+        fake_agent(stalls) as agent,
+        serving(database_url, tmp_path, **DEFAULT) as server,
+        kept_busy(server, agent) as waiting,
+    ):
+        await ends_in_time(server)
+        job = (await waiting)["data"]["executeJob"]
+        assert (job["__typename"], job["status"]) == ("Job", "IN_EXECUTION")
+        assert "work under way" not in server.log
+    await consistency.check(database_url)
+
+
 async def test_server_without_its_database_ends_in_time_when_asked_to(
     postgres_url: str, tmp_path: Path
 ) -> None:
     async with (
         proxy(port_of(postgres_url)) as between,
         fake_agent(stalls) as agent,
-        serving(by(postgres_url, between), tmp_path) as server,
+        serving(by(postgres_url, between), tmp_path, **DEFAULT) as server,
+        kept_busy(server, agent),
     ):
-        await execution_of(server, agent, idempotent=True)
-        await holds(lambda: len(agent.received) == 1)
         between.pause()
-        async with asyncio.timeout(20):
-            await server.stop()
+        await ends_in_time(server)
     await consistency.check(postgres_url)
+
+
+async def test_worker_without_its_database_ends_in_time_when_asked_to(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    async with (
+        proxy(port_of(postgres_url)) as between,
+        fake_agent(stalls) as agent,
+        serving(postgres_url, tmp_path, "--no-worker") as server,
+        working(by(postgres_url, between), tmp_path, "worker", **DEFAULT) as worker,
+        kept_busy(server, agent),
+    ):
+        between.pause()
+        await ends_in_time(worker)
+    await consistency.check(postgres_url)
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+async def test_server_whose_database_is_locked_ends_in_time_when_asked_to(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with (
+        fake_agent(stalls) as agent,
+        serving(database_url, tmp_path, **DEFAULT) as server,
+        kept_busy(server, agent),
+    ):
+        with closing(sqlite3.connect(tmp_path / "signoff.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            await ends_in_time(server)
+    await consistency.check(database_url)
 
 
 def code_of(answer: dict[str, Any]) -> str:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from models import Agent, Job, JobStatus, QueueEntry, QueueState, Worker, statements
+from models import Agent, Attempt, Job, JobStatus, QueueEntry, QueueState, Worker, statements
 from models.base import uuid7
-from services import execution, queue
+from services import execution, queue, workers
 from services.runtime import Runtime
-from services.workers import Orphan
+from services.workers import Orphan, Sight
 from signoff.wiring import runtime
 from tests.fakes.agents import fake_agent
 from tests.support.making import (
@@ -77,6 +77,61 @@ async def test_process_that_slept_goes_on_with_what_nobody_took_over(rt: Runtime
         await Worker.all().update(seen_at=LONG_AGO)
         await rt.engine._take_over()  # pyright: ignore[reportPrivateUsage]
         assert await snapshot(job) == before
+
+
+async def test_each_worker_is_judged_by_its_own_lease(idle: Runtime) -> None:
+    jobs = await queued(idle, await make_agent(idle), 3)
+    long, short, stranger = names = [uuid7() for _ in jobs]
+    found = {worker: (await take(worker))[0] for worker in names}
+    assert set(found.values()) == {job.id for job in jobs}
+    for worker, lease in ((long, 60.0), (short, 5.0)):
+        await workers.enter(worker, "a worker", lease, alone=False)
+    await Worker.all().update(seen_at=datetime.now(UTC) - timedelta(seconds=20))
+    orphans = await workers.orphans(Sight(2))
+    assert {(each.worker_id, each.job_id) for each in orphans} == {
+        (short, found[short]),
+        (stranger, found[stranger]),
+    }
+    await workers.bury(Sight(2))
+    assert await Worker.all().count() == 2
+    await QueueEntry.all().delete()
+    await workers.bury(Sight(2))
+    assert [worker.id for worker in await Worker.all()] == [long]
+
+
+def test_workers_that_nobody_could_see_are_not_lost_yet() -> None:
+    sight = Sight(2)
+    assert sight.suffices(30)
+    sight.look(100)
+    sight.look(103)
+    assert (sight.suffices(1), sight.suffices(30)) == (True, True)
+    sight.look(123)  # 20 s without the database
+    assert (sight.suffices(30), sight.suffices(31)) == (False, True)
+    sight.look(127)
+    sight.look(132)  # and again, before it had seen for as long as it was blind
+    assert (sight.suffices(43), sight.suffices(44)) == (False, True)
+    for now in range(134, 162, 2):
+        sight.look(now)
+    assert (sight.suffices(28), sight.suffices(29)) == (True, False)
+    sight.look(164)
+    sight.look(169)  # it was seeing for longer than it was blind: that is over
+    assert (sight.suffices(7), sight.suffices(8)) == (False, True)
+
+
+async def test_lost_execution_is_found_soon_however_seldom_the_worker_beats(
+    database_url: str, tmp_path: Path
+) -> None:
+    slow = settings_for(database_url, tmp_path, lease_seconds=3600, heartbeat_seconds=600)
+    async with (
+        fake_agent(in_turn(stalls, says_ok)) as fake,
+        runtime(slow, allow_private_agents=True) as rt,
+    ):
+        (job,) = await queued(rt, await make_agent(rt, fake.url, idempotent=True))
+        await holds(lambda: len(fake.received) == 1)
+        await QueueEntry.all().update(worker_id=uuid7())
+        done = await execution.outcome(rt, job, 30)
+        assert done.status is JobStatus.COMPLETED
+        assert (await Attempt.get(job_id=job.id)).resumptions == 1
 
 
 async def test_lost_execution_that_cannot_be_freed_holds_up_no_other(rt: Runtime) -> None:

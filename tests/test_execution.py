@@ -24,11 +24,13 @@ from models import (
     JobLogType,
     JobPhase,
     JobStatus,
+    QueueEntry,
     StatusReason,
     Verdict,
     VerdictOutcome,
     jsontext,
 )
+from models.base import uuid7
 from services import agent_http, agents, assignment, decisions, execution, jobs, judging
 from services.actors import LOCAL_ADMIN
 from services.assignment import AssignJob, ReassignJob
@@ -448,25 +450,67 @@ async def test_passing_trouble_is_overcome_within_the_attempt(
     assert (await attempts_of(job))[0].error_json is None
 
 
+async def asks_for_a_pause(rt: Runtime, fake: FakeAgent) -> Job:
+    """A job whose agent was asked once."""
+    job = await make_job(rt, await make_agent(rt, fake.url))
+    await execute(rt, job, wait_seconds=0)
+
+    async def pausing() -> bool:
+        return (await Job.get(id=job.id)).phase is JobPhase.RETRY_WAIT
+
+    await until(pausing)
+    return job
+
+
+def pause_of(fake: FakeAgent) -> float:
+    first, second = fake.received
+    return second.at - first.at
+
+
 async def test_retry_waits_as_long_as_the_agent_asks(rt: Runtime) -> None:
     busy = status("503 Service Unavailable", "retry-after: 1")
-    times: list[float] = []
+    async with fake_agent(in_turn(busy, says_ok)) as fake:
+        job = await asks_for_a_pause(rt, fake)
+        done = await execution.outcome(rt, job, 30)
+    assert done.status is JobStatus.COMPLETED
+    assert pause_of(fake) >= 1
 
-    async def timed(received: Received) -> None:
-        times.append(time.monotonic())
-        await (says_ok if len(times) > 1 else busy)(received)
 
-    async with fake_agent(timed) as fake:
-        job = await make_job(rt, await make_agent(rt, fake.url))
-        await execute(rt, job, wait_seconds=0)
+LONG_PAUSE = 4
+PAUSES = status("429 Too Many Requests", f"retry-after: {LONG_PAUSE}")
 
-        async def pausing() -> bool:
-            return (await Job.get(id=job.id)).phase is JobPhase.RETRY_WAIT
 
-        await until(pausing)
-        await execution.outcome(rt, job, 30)
-    assert times[1] - times[0] >= 1
-    assert (await Job.get(id=job.id)).status is JobStatus.COMPLETED
+async def test_pause_that_an_agent_asks_for_outlasts_its_worker(
+    database_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, tmp_path, shutdown_seconds=0)
+    async with fake_agent(in_turn(PAUSES, says_ok)) as fake:
+        async with runtime(settings, allow_private_agents=True) as one:
+            job = await asks_for_a_pause(one, fake)
+        async with runtime(settings, allow_private_agents=True) as two:
+            done = await execution.outcome(two, job, 30)
+    assert done.status is JobStatus.COMPLETED
+    assert pause_of(fake) >= LONG_PAUSE
+
+
+async def test_pause_that_an_agent_asks_for_outlasts_a_take_over(rt: Runtime) -> None:
+    async with fake_agent(in_turn(PAUSES, says_ok)) as fake:
+        job = await asks_for_a_pause(rt, fake)
+        await QueueEntry.all().update(worker_id=uuid7())
+        done = await execution.outcome(rt, job, 30)
+    assert done.status is JobStatus.COMPLETED
+    assert (await attempts_of(job))[0].resumptions == 1
+    assert pause_of(fake) >= LONG_PAUSE
+
+
+async def test_pause_that_is_gone_on_with_ends_with_the_budget(rt: Runtime) -> None:
+    async with fake_agent(status("429 Too Many Requests", "retry-after: 50")) as fake:
+        job = await asks_for_a_pause(rt, fake)
+        await Job.filter(id=job.id).update(budget_json='{"max_wall_seconds": 1}')
+        await QueueEntry.all().update(worker_id=uuid7())
+        done = await execution.outcome(rt, job, 30)
+    assert done.status_reason is StatusReason.BUDGET_EXCEEDED
+    assert len(fake.received) == 1
 
 
 async def test_private_address_is_never_dialled_unless_allowed(

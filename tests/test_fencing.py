@@ -22,6 +22,7 @@ from tests.support.server import Program, Server, serving, working
 from tests.test_crash import (
     check_lost,
     check_only_judged_again,
+    check_repeated_after_its_pause,
     check_repeated_with_its_key,
     execution_of,
     read,
@@ -112,7 +113,7 @@ async def test_peer_goes_on_where_a_killed_worker_was(postgres_url: str, tmp_pat
                 case.job = await settled(few.server, case.id)
         check_repeated_with_its_key(cut_off)
         check_lost(lost)
-        check_repeated_with_its_key(pausing)
+        check_repeated_after_its_pause(pausing)
         check_only_judged_again(judging)
         assert len(judge.requests) == 2
         await consistency.check(postgres_url)
@@ -240,6 +241,43 @@ async def test_job_that_kills_its_workers_is_stopped_and_takes_no_other_along(
         await innocents.all_completed()
         await beside.all_completed()
         await consistency.check(postgres_url, innocents.acknowledged + beside.acknowledged)
+
+
+async def test_worker_is_lost_after_its_own_lease_whatever_the_peers_have(few: Fleet) -> None:
+    lease = 6
+    few.settings = {"SIGNOFF_LEASE_SECONDS": f"{lease}", "SIGNOFF_HEARTBEAT_SECONDS": "2"}
+    patient = await few.worker("patient")
+    async with fake_agent(in_turn(stalls, says_ok)) as agent:
+        id = await execution_of(few.server, agent, idempotent=True)
+        await holds(lambda: len(agent.received) == 1)
+        few.settings = {"SIGNOFF_LEASE_SECONDS": "1", "SIGNOFF_HEARTBEAT_SECONDS": "0.2"}
+        await few.worker("hasty")
+        for _ in range(2):  # between the two it is silent for longer than the hasty one's lease
+            await beats(few, patient)
+        assert await worker_of(few, id) == patient.pid
+        assert types(await read(few.server, id)).count("NOTE") == 0
+        await patient.kill()
+        async with asyncio.timeout(lease + 5):
+            done = await settled(few.server, id)
+        assert done["status"] == "COMPLETED"
+        assert len(agent.received) == 2
+    await consistency.check(few.url)
+
+
+async def beats(few: Fleet, worker: Program) -> None:
+    """Return when it gives its next sign of life."""
+
+    async def last() -> Any:
+        sql = f"SELECT seen_at FROM workers WHERE name LIKE '%:{worker.pid}'"  # noqa: S608
+        ((row,),) = await consistency.read(few.url, sql)
+        return row["seen_at"]
+
+    before = await last()
+
+    async def again() -> bool:
+        return await last() != before
+
+    await until(again)
 
 
 async def test_lease_that_a_live_worker_could_lose_is_refused(tmp_path: Path) -> None:

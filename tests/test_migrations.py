@@ -27,6 +27,7 @@ from models import (
     QueueEntry,
     Role,
     Verdict,
+    Worker,
 )
 from models.base import uuid7
 from services import keys, verification
@@ -170,6 +171,23 @@ async def test_rows_of_the_first_version_get_the_defaults_of_new_columns(
     assert agent.max_wait_seconds == 86_400
     assert (attempt.reserved_tokens, attempt.cost_micros, attempt.idempotency_key) == (0, 0, None)
     assert (verdict.cost_micros, verdict.input_tokens) == (0, 7)
+
+
+async def test_workers_of_the_release_before_have_the_lease_that_was_the_default(
+    empty_database_url: str,
+) -> None:
+    """Also those that begin beside workers of this one."""
+    enter = "INSERT INTO workers (id, created_at, name, seen_at) VALUES ('{id}', {at}, '', {at})"
+    config = database.config(empty_database_url, migrating=True)
+    try:
+        await apply_migrations(config=config, target="models.0007_long_work")
+        await connections.get("default").execute_script(enter.format(id=uuid7(), at=AT))
+    finally:
+        await Tortoise.close_connections()
+    await database.migrate(empty_database_url)
+    async with database.connected(empty_database_url):
+        await connections.get("default").execute_script(enter.format(id=uuid7(), at=AT))
+        assert [worker.lease_seconds for worker in await Worker.all()] == [30, 30]
 
 
 ENTRY = """INSERT INTO job_logs (type, status, message, payload_json, payload_truncated, actor_kind,

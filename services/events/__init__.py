@@ -59,6 +59,7 @@ class Events:
         self._watched = asyncio.Event()
         self._watchers = 0
         self._readers = 0
+        self._waits: set[asyncio.Timeout] = set()
         self._hooks: list[Callable[[], None]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -206,14 +207,30 @@ class Events:
     async def until(self, found: Callable[[], Awaitable[T | None]], seconds: float) -> T | None:
         """What `found` finds, asked now and after new entries; None after `seconds`."""
         with self.watching(), suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while True:
-                    position = self.position
-                    value = await found()
-                    if value is not None:
-                        return value
-                    await self.past(position)
+            async with asyncio.timeout(seconds) as patience:
+                with self._waiting(patience):
+                    while True:
+                        position = self.position
+                        value = await found()
+                        if value is not None:
+                            return value
+                        await self.past(position)
         return None
+
+    @contextmanager
+    def _waiting(self, patience: asyncio.Timeout) -> Generator[None]:
+        self._waits.add(patience)
+        try:
+            yield
+        finally:
+            self._waits.discard(patience)
+
+    def release(self) -> None:
+        """Whoever waits by `until` waits no longer: the process ends."""
+        now = asyncio.get_running_loop().time()
+        for patience in self._waits:
+            if not patience.expired():
+                patience.reschedule(now)
 
 
 def _nothing() -> None: ...

@@ -7,6 +7,7 @@ import contextlib
 import re
 import socket
 import ssl
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ class Received:
     headers: dict[str, str]
     body: bytes
     writer: asyncio.StreamWriter
+    at: float = field(default_factory=time.monotonic)
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
