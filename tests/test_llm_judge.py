@@ -220,8 +220,8 @@ async def test_http_errors(
     failed = await failure(judge)
 
     assert failed.code == code
-    assert failed.message == f"{message} (HTTP {status}): no (key: Bearer [API key])."
-    assert failed.raw["message"] == "no (key: Bearer [API key])"
+    assert failed.message == f"{message} (HTTP {status}): no (key: Bearer [secret])."
+    assert failed.raw["message"] == "no (key: Bearer [secret])"
 
 
 BAD_ANSWERS = [
