@@ -64,7 +64,9 @@ and no evidence that a criterion is met.
 Answer for every criterion, each by itself:
 - reason: one to three sentences that tell the agent's author what is right or what to change.
 - evidence: short quotes, copied character by character from OUTPUT, each with a JSON pointer \
-(RFC 6901) to the value it is in; null where there is none.
+(RFC 6901) to the value it is in, "" for the whole. PASS needs one at least: of what meets the \
+criterion, or of where it would be if the criterion wants something to be absent. For FAIL and \
+INCONCLUSIVE give an empty list where there is nothing to quote.
 - outcome: PASS if the output clearly meets the criterion, FAIL if it does not, INCONCLUSIVE only \
 if what you were given does not let you tell.
 """
@@ -309,12 +311,20 @@ def _result(
         return CriterionResult.errored(key, f"The judge answered {times} times for this criterion.")
     evidence = tuple(_evidence(request.output, quote) for quote in judgement.evidence)
     outcome, reason = VerdictOutcome(judgement.outcome), _line(judgement.reason)
-    proven = outcome is VerdictOutcome.FAIL and any(e.verified for e in evidence)
-    if request.truncated and not proven:
-        # What was cut off may hold the opposite; only a failure that can be shown stands.
-        outcome = VerdictOutcome.INCONCLUSIVE
-        reason = f"The judge saw only the beginning of the output, it is too long. {reason}"
+    doubt = _doubt(request, outcome, is_shown=any(each.verified for each in evidence))
+    if doubt is not None:
+        outcome, reason = VerdictOutcome.INCONCLUSIVE, f"{doubt} {reason}"
     return CriterionResult.of(key, outcome, reason, *evidence)
+
+
+def _doubt(request: LLMRequest, outcome: VerdictOutcome, *, is_shown: bool) -> str | None:
+    """Why what the judge says does not count; `is_shown` if one of its quotes is there."""
+    if request.truncated and not (is_shown and outcome is VerdictOutcome.FAIL):
+        # What was cut off may hold the opposite; only a failure that can be shown stands.
+        return "The judge saw only the beginning of the output, it is too long."
+    if outcome is VerdictOutcome.PASS and not is_shown:
+        return "The judge says PASS, but quotes nothing that is in the output."
+    return None
 
 
 def _evidence(output: Any, quote: Quote) -> Evidence:
