@@ -16,7 +16,14 @@ from uuid import UUID
 from models import Attempt, JobLogType, JobPhase, LongCall, QueueEntry, QueueState, statements
 from models.statements import Statement
 from services import attempts, budgets, calling, circuits
-from services.agent_http import Accepted, AgentCallFailed, AgentFault, AgentReply, locations
+from services.agent_http import (
+    Accepted,
+    AgentCallFailed,
+    AgentFault,
+    AgentReply,
+    answers,
+    locations,
+)
 from services.attempts import Run
 from services.errors import NotFound
 from services.runtime import Runtime
@@ -55,10 +62,13 @@ def _path(rt: Runtime, this: Run, accepted: Accepted) -> str | None:
             )
         return None
     try:
-        return locations.path_of(accepted.location, this.agent.endpoint_url)
+        path = locations.path_of(accepted.location, this.agent.endpoint_url)
+        if answers.secrets_of(calling.request_of(rt, this)).are_in(path.encode()):
+            raise ValueError("it has a secret in it that the agent was sent")  # noqa: TRY301
     except ValueError as error:
         message = f"The Location of the agent's 202 Accepted cannot be used: {error}."
         raise _not_awaitable(message) from None
+    return path
 
 
 def _not_awaitable(message: str) -> AgentCallFailed:

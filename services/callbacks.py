@@ -75,7 +75,7 @@ async def receive(rt: Runtime, attempt: Attempt, callback: Callback) -> None:
 async def _receive(rt: Runtime, attempt: Attempt, callback: Callback) -> None:
     this = await execution.run_of(attempt.job_id, attempt.number)
     assert this is not None  # noqa: S101 - no attempt is ever deleted
-    answer = _read(rt, this, callback)
+    answer = await _read(rt, this, callback)
     call = await statements.fetch(LongCall, attempt_id=attempt.id)
     if call is not None and call.answered_at is not None:
         return
@@ -139,12 +139,12 @@ def _note(this: Run, column: Literal["answered_at", "refused_at"]) -> None:
     current().require(statement, noted)
 
 
-def _read(rt: Runtime, this: Run, callback: Callback) -> AgentReply | AgentCallFailed:
+async def _read(rt: Runtime, this: Run, callback: Callback) -> AgentReply | AgentCallFailed:
     request = calling.request_of(rt, this)
-    body = answers.without_secrets(callback.body, request)
+    body = await answers.without_secrets(callback.body, request)
     value = _decoded(body, request)
     if callback.is_problem:
-        failure = _problem(value, body)
+        failure = _problem(value, body, request)
         failure.usage = callback.usage
         return failure
     return AgentReply(None, body, value, attempts.milliseconds(this), callback.usage)
@@ -158,17 +158,18 @@ def _decoded(body: bytes, request: AgentRequest) -> Any:
     raise InvalidInput.at("body", message=message)
 
 
-def _problem(value: Any, body: bytes) -> AgentCallFailed:
+def _problem(value: Any, body: bytes, request: AgentRequest) -> AgentCallFailed:
     """The failure that the agent tells of, as if it had answered with the problem's status."""
     given = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
     status = given.get("status")
     code = status if isinstance(status, int) and status in ERRORS else 500
     refusal = failures.refusal(code, retry_after=None)
-    why = str(given.get("detail") or given.get("title") or "It does not say why.")[:MAX_TOLD]
+    told = str(given.get("detail") or given.get("title") or "It does not say why.")
+    why = answers.secrets_of(request).out_of_message(told)[:MAX_TOLD]
     return AgentCallFailed(
         refusal.fault if refusal else AgentFault.SERVER_ERROR,
         storable(f"The agent reports {failures.status_line(code)}. {why}"),
         may_have_executed=True,
         http_status=code,
-        excerpt=storable(body.decode()[: failures.MAX_EXCERPT_CHARACTERS]),
+        excerpt=answers.excerpt(body, request),
     )

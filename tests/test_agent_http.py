@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -736,15 +737,51 @@ PRIVATE = [
 NEVER = [
     "224.0.0.1",
     "255.255.255.255",
-    "169.254.169.254",
-    "::ffff:169.254.169.254",
-    "64:ff9b::a9fe:a9fe",
-    "168.63.129.16",
     "ff02::1",
-    "fd00:ec2::254",
+    "::ffff:224.0.0.1",
     "agent.test",
     "",
 ]
+METADATA = {
+    "most clouds": "169.254.169.254",
+    "AWS, the name server": "169.254.169.253",
+    "AWS, tasks": "169.254.170.2",
+    "AWS, pods": "169.254.170.23",
+    "Alibaba": "100.100.100.200",
+    "Azure": "168.63.129.16",
+    "Oracle": "192.0.0.192",
+    "Scaleway": "169.254.42.42",
+    "Tencent": "169.254.0.23",
+    "Tencent, older": "169.254.10.10",
+}
+METADATA_V6 = {
+    "AWS": "fd00:ec2::254",
+    "AWS, pods": "fd00:ec2::23",
+    "Google": "fd20:ce::254",
+    "Oracle": "fd00:c1::a9fe:a9fe",
+    "Scaleway": "fd00:42::42",
+    "Alibaba": "fd00:100::100:200",
+    "Akamai": "fd00:a9fe:a9fe::1",
+    "OpenStack": "fe80::a9fe:a9fe",
+    "OpenStack, with its zone": "fe80::a9fe:a9fe%eth0",
+    "Google, in full": "FD20:00CE:0000:0000:0000:0000:0000:0254",
+}
+WRAPPED: dict[str, Callable[[int], int]] = {
+    "mapped": lambda v4: 0xFFFF << 32 | v4,
+    "compatible": lambda v4: v4,
+    "translated": lambda v4: 0xFFFF << 48 | v4,
+    "NAT64": lambda v4: 0x64FF9B << 96 | v4,
+    "local NAT64": lambda v4: 0x64FF9B0001 << 80 | v4,
+    "local NAT64, a network of its own": lambda v4: 0x64FF9B0001ABCD000000AB << 32 | v4,
+    "local NAT64, 48 bits": lambda v4: 0x64FF9B0001 << 80 | v4 >> 16 << 64 | (v4 & 0xFFFF) << 40,
+    "local NAT64, 56 bits": lambda v4: (
+        0x64FF9B000100 << 72 | v4 >> 24 << 64 | (v4 & 0xFFFFFF) << 32
+    ),
+    "local NAT64, 64 bits": lambda v4: 0x64FF9B00010000 << 64 | v4 << 24,
+    "6to4": lambda v4: 0x2002 << 112 | v4 << 80 | 1,
+    "Teredo's client": lambda v4: 0x20010000 << 96 | 0x01020304 << 64 | v4 ^ 0xFFFFFFFF,
+    "Teredo's server": lambda v4: 0x20010000 << 96 | v4 << 64 | 0x01020304 ^ 0xFFFFFFFF,
+}
 PUBLIC = [
     "8.8.8.8",
     "172.32.0.1",
@@ -765,6 +802,36 @@ def test_a_private_address_needs_the_setting(address: str) -> None:
 def test_some_addresses_are_never_dialled(address: str) -> None:
     assert allowed(address, allow_private=False) is False
     assert allowed(address, allow_private=True) is False
+
+
+@pytest.mark.parametrize("address", [*METADATA.values(), *METADATA_V6.values()])
+def test_metadata_services_are_never_dialled(address: str) -> None:
+    assert allowed(address, allow_private=False) is False
+    assert allowed(address, allow_private=True) is False
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+@pytest.mark.parametrize("address", METADATA.values())
+def test_nor_is_one_in_an_address_of_ipv6(address: str, wrapping: str) -> None:
+    wrapped = str(IPv6Address(WRAPPED[wrapping](int(IPv4Address(address)))))
+    assert allowed(wrapped, allow_private=False) is False
+    assert allowed(wrapped, allow_private=True) is False
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+def test_a_wrapped_private_address_needs_the_setting(wrapping: str) -> None:
+    wrapped = str(IPv6Address(WRAPPED[wrapping](int(IPv4Address("10.1.2.3")))))
+    assert allowed(wrapped, allow_private=False) is False
+    assert allowed(wrapped, allow_private=True) is True
+
+
+def test_wrapped_addresses_are_those_of_the_standards() -> None:
+    told = {name: str(IPv6Address(wrap(0xA9FEA9FE))) for name, wrap in WRAPPED.items()}
+    assert told["local NAT64"] == "64:ff9b:1::a9fe:a9fe"
+    assert told["local NAT64, 48 bits"] == "64:ff9b:1:a9fe:a9:fe00::"
+    assert told["local NAT64, 56 bits"] == "64:ff9b:1:a9:fe:a9fe::"
+    assert told["local NAT64, 64 bits"] == "64:ff9b:1:0:a9:fea9:fe00:0"
+    assert told["6to4"] == "2002:a9fe:a9fe::1"
 
 
 @pytest.mark.parametrize("address", PUBLIC)

@@ -312,6 +312,18 @@ async def test_an_agent_that_echoes_secrets_does_not_put_them_on_record(
     }
 
 
+async def test_nor_does_one_that_tells_of_a_failure(client: Client, rt: Runtime) -> None:
+    async with fake_agent(later(None)) as fake:
+        job, path = await awaiting(rt, fake, auth_header="Authorization: Bearer of/the/agent")
+        echo = b'{"status": 401, "detail": "of\\/the%2Fagent", "token": "of\\u002fthe&#47;agent"}'
+        async with client.post(path, data=echo, headers=PROBLEM) as answer:
+            assert answer.status == 204
+        done = await ended(job)
+    assert done.status_message == "The agent reports 401 Unauthorized. [secret]"
+    [told] = await payloads(job, JobLogType.AGENT_RESPONSE)
+    assert told["excerpt"] == '{"status": 401, "detail": "[secret]", "token": "[secret]"}'
+
+
 async def test_tokens_are_not_logged(client: Client, rt: Runtime) -> None:
     async with fake_agent(later(None)) as fake:
         job, path = await awaiting(rt, fake)

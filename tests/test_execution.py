@@ -1015,6 +1015,26 @@ async def test_model_cannot_pass_the_work_while_a_criterion_fails(judged: Judged
     assert (await Verdict.get(job_id=job.id)).outcome is VerdictOutcome.FAIL
 
 
+async def test_a_pass_on_a_made_up_quote_is_left_to_review(judged: Judged) -> None:
+    quote = {"pointer": "/price", "quote": "EUR 12"}
+    judged.judge.script.append(openai_server.judges(result("c1", "PASS") | {"evidence": [quote]}))
+    job = await judged_job(judged.rt, "It names the price.")
+    assert (job.status, job.phase) == (JobStatus.IN_EXECUTION, JobPhase.AWAITING_REVIEW)
+    assert job.result_json is None
+    verdict = await Verdict.get(job_id=job.id)
+    assert (verdict.outcome, verdict.score) == (VerdictOutcome.INCONCLUSIVE, 0)
+    [judgement] = jsontext.loads(verdict.results_json)
+    assert judgement == {
+        "key": "c1",
+        "outcome": "INCONCLUSIVE",
+        "score": None,
+        "reason": "The judge says PASS, but quotes nothing that is in the output. Because.",
+        "evidence": [quote | {"verified": False}],
+        "error": None,
+    }
+    assert len(judged.judge.requests) == 1
+
+
 async def test_model_is_not_asked_when_a_required_check_has_failed(judged: Judged) -> None:
     wrong = {**SAYS_OK["items"][0], "config": {"value": "no", "pointer": "/answer"}}
     job = await judged_job(judged.rt, "It is polite.", items=[wrong])

@@ -50,7 +50,7 @@ def said(**changes: Any) -> dict[str, Any]:
     good: dict[str, Any] = {
         "criterion": "c1",
         "reason": "Good.",
-        "evidence": [],
+        "evidence": [{"pointer": "/title", "quote": "Signoff"}],
         "outcome": "PASS",
     }
     return good | changes
@@ -71,7 +71,7 @@ async def test_every_llm_criterion_gets_its_result(judge: OpenAIJudge, server: F
         ("c2", FAIL, 0.0, "It is FAIL."),
         ("c3", INCONCLUSIVE, None, "It is INCONCLUSIVE."),
     ]
-    assert answer.results[0].evidence == (Evidence("/title", "Signoff", verified=True),)
+    assert answer.results[0].evidence == (Evidence("", '{"title":"Signoff in', verified=True),)
     assert (answer.model, answer.input_tokens, answer.output_tokens) == ("fake-1", 11, 5)
     assert 0 <= answer.latency_ms < 5_000
     assert answer.raw["id"] == "r"
@@ -152,6 +152,62 @@ async def test_quotes_are_looked_up(
     assert result.evidence == (Evidence(pointer, quote or None, verified),)
 
 
+MADE_UP = {"pointer": "/title", "quote": "Perfect"}
+FOUND = {"pointer": "/n", "quote": "3"}
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        [],
+        [MADE_UP],
+        [MADE_UP, {"pointer": "/price", "quote": "EUR 12"}],
+        [{"pointer": "/title", "quote": None}],
+        [{"pointer": "/title", "quote": ""}],
+        [{"pointer": "/n", "quote": "Signoff"}],
+    ],
+)
+async def test_a_pass_without_a_quote_that_is_there_does_not_count(
+    judge: OpenAIJudge, server: FakeOpenAI, evidence: list[Any]
+) -> None:
+    others = [said(criterion=key, outcome=outcome, evidence=evidence) for key, outcome in OTHERS]
+    server.script.append(fakes.judges(said(evidence=evidence), *others))
+
+    results = (await judge.ask(request(judge, FINE, BAD, VAGUE))).results
+
+    assert [(r.outcome, r.score) for r in results] == [
+        (INCONCLUSIVE, None),
+        (FAIL, 0.0),
+        (INCONCLUSIVE, None),
+    ]
+    assert [r.reason for r in results] == [
+        "The judge says PASS, but quotes nothing that is in the output. Good.",
+        "Good.",
+        "Good.",
+    ]
+    assert [len(r.evidence) for r in results] == [len(evidence)] * 3
+    assert not any(each.verified for r in results for each in r.evidence)
+
+
+OTHERS = [("c2", "FAIL"), ("c3", "INCONCLUSIVE")]
+
+
+async def test_one_quote_that_is_there_is_enough(judge: OpenAIJudge, server: FakeOpenAI) -> None:
+    server.script.append(fakes.judges(said(evidence=[MADE_UP, FOUND])))
+
+    [result] = (await judge.ask(request(judge))).results
+
+    assert (result.outcome, result.reason) == (PASS, "Good.")
+    assert [each.verified for each in result.evidence] == [False, True]
+
+
+@pytest.mark.parametrize("output", [None, "", [], {}, 0, False, 'é\n"x"', {"a": [1.5, None]}])
+async def test_of_every_output_something_can_be_quoted(judge: OpenAIJudge, output: Any) -> None:
+    [result] = (await judge.ask(request(judge, output=output))).results
+
+    assert (result.outcome, result.evidence[0].verified) == (PASS, True)
+
+
 async def test_missing_duplicate_and_unknown_keys(judge: OpenAIJudge, server: FakeOpenAI) -> None:
     server.script.append(
         fakes.judges(said(criterion="c2"), said(criterion="c2"), said(criterion="c99"))
@@ -220,8 +276,8 @@ async def test_http_errors(
     failed = await failure(judge)
 
     assert failed.code == code
-    assert failed.message == f"{message} (HTTP {status}): no (key: Bearer [API key])."
-    assert failed.raw["message"] == "no (key: Bearer [API key])"
+    assert failed.message == f"{message} (HTTP {status}): no (key: Bearer [secret])."
+    assert failed.raw["message"] == "no (key: Bearer [secret])"
 
 
 BAD_ANSWERS = [

@@ -91,13 +91,36 @@ NAT64 = IPv6Network("64:ff9b::/96")
 NEVER_V4 = _v4(
     "224.0.0.0/4",
     "255.255.255.255/32",
-    "169.254.169.254/32",
-    "169.254.170.2/32",
-    "169.254.170.23/32",
-    "100.100.100.200/32",
-    "168.63.129.16/32",
+    "169.254.169.0/24",  # most clouds
+    "169.254.170.0/24",  # tasks and pods at AWS
+    "169.254.0.23/32",  # Tencent
+    "169.254.10.10/32",
+    "169.254.42.42/32",  # Scaleway
+    "100.100.100.200/32",  # Alibaba
+    "168.63.129.16/32",  # Azure
+    "192.0.0.192/32",  # Oracle
 )
-NEVER_V6 = _v6("ff00::/8", "fd00:ec2::254/128", "fd00:ec2::23/128")
+NEVER_V6 = _v6(
+    "ff00::/8",
+    "fd00:ec2::/32",  # AWS
+    "fd20:ce::254/128",  # Google
+    "fd00:c1::a9fe:a9fe/128",  # Oracle
+    "fd00:42::42/128",  # Scaleway
+    "fd00:100::100:200/128",  # Alibaba
+    "fd00:a9fe:a9fe::1/128",  # Akamai
+    "fe80::a9fe:a9fe/128",  # Akamai, OpenStack
+)
+# Networks whose addresses carry one of IPv4, and by how many bits it is moved in them: compatible,
+# mapped and translated ones, 6to4, and translators (RFC 6052), whose local network may be divided.
+# Teredo is read by `ipaddress`.
+CARRIERS = (
+    (IPv6Network("::/96"), 0),
+    (IPv6Network("::ffff:0:0/96"), 0),
+    (IPv6Network("::ffff:0:0:0/96"), 0),
+    (IPv6Network("2002::/16"), 80),
+    (NAT64, 0),
+)
+LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")
 
 
 class AddressBlocked(OSError):
@@ -107,14 +130,21 @@ class AddressBlocked(OSError):
 def allowed(address: str, *, allow_private: bool) -> bool:
     """Whether a numeric address, as a socket takes it, may be dialled."""
     try:
-        ip = _embedded(ipaddress.ip_address(address))
+        ip = ipaddress.ip_address(address)
     except ValueError:
         return False
     if isinstance(ip, IPv4Address):
-        return not _within(ip, NEVER_V4) and (allow_private or not _within(ip, SPECIAL_V4))
-    if _within(ip, NEVER_V6):
+        return _may_be_dialled_v4(ip, allow_private=allow_private)
+    if _within(ip, NEVER_V6) or any(_within(each, NEVER_V4) for each in _carried(ip)):
         return False
+    wrapped = ip.ipv4_mapped or (_v4_at(ip, 0) if ip in NAT64 else None)
+    if wrapped is not None:
+        return _may_be_dialled_v4(wrapped, allow_private=allow_private)
     return allow_private or (ip in GLOBAL_V6 and not _within(ip, SPECIAL_V6))
+
+
+def _may_be_dialled_v4(ip: IPv4Address, *, allow_private: bool) -> bool:
+    return not _within(ip, NEVER_V4) and (allow_private or not _within(ip, SPECIAL_V4))
 
 
 def guarded_sockets(
@@ -178,14 +208,22 @@ def _check_host(host: str, *, allow_private: bool, peer: Peer) -> None:
         )
 
 
-def _embedded(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address that packets to `ip` arrive at, if it is only a wrapping of one."""
-    if isinstance(ip, IPv6Address):
-        if ip.ipv4_mapped:
-            return ip.ipv4_mapped
-        if ip in NAT64:
-            return IPv4Address(int(ip) & 0xFFFFFFFF)
-    return ip
+def _carried(ip: IPv6Address) -> list[IPv4Address]:
+    """The IPv4 addresses at which packets to `ip` may arrive, if it wraps one."""
+    found = [_v4_at(ip, bits) for network, bits in CARRIERS if ip in network]
+    if ip in LOCAL_NAT64:
+        found += [_v4_at(ip, 0), *_v4_in_the_midst(ip)]
+    return [*found, *(ip.teredo or ())]
+
+
+def _v4_at(ip: IPv6Address, bits: int) -> IPv4Address:
+    return IPv4Address(int(ip) >> bits & 0xFFFFFFFF)
+
+
+def _v4_in_the_midst(ip: IPv6Address) -> list[IPv4Address]:
+    """For networks of 48, 56 and 64 bits; the ninth byte is none of its own."""
+    packed = ip.packed[:8] + ip.packed[9:]
+    return [IPv4Address(packed[start : start + 4]) for start in (6, 7, 8)]
 
 
 def _within(

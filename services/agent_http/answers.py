@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import re
+from base64 import b64decode
 from typing import Any
 
 import aiohttp
 import orjson
+from yarl import URL
 
-from services.agent_http import failures
+from services.agent_http import failures, signing
 from services.agent_http.failures import AgentCallFailed, AgentFault
 from services.agent_http.headers import parse_auth_header
 from services.agent_http.messages import AgentRequest
+from services.redaction import MIN_CHARACTERS, Secrets
+from services.values import storable
 
 # orjson reads 1024 levels and writes 254; deeper could be received but never stored.
 MAX_DEPTH = 254
 EXCERPT_BYTES = 16_384
 EXCERPT_SECONDS = 2.0
-MIN_SECRET_CHARACTERS = 8
-"""A shorter one is not taken out of an answer: it would be found in innocent text."""
+AT_ONCE_BYTES = 65_536
 
 
 async def check_status(
@@ -36,7 +38,7 @@ async def check_status(
             transient=refusal.transient,
             retry_after=wait,
             http_status=response.status,
-            excerpt=_excerpt(await _beginning(response, limit), request),
+            excerpt=excerpt(await _beginning(response, limit), request),
         )
     if _is_encoded(response):
         raise _not_json(
@@ -74,7 +76,7 @@ def decode(body: bytes, status: int, request: AgentRequest) -> Any:
     else:
         return value
     # Outside of the `except`: orjson's error carries the whole answer.
-    raise _not_json(status, message, excerpt=_excerpt(body, request))
+    raise _not_json(status, message, excerpt=excerpt(body, request))
 
 
 async def _beginning(response: aiohttp.ClientResponse, limit: asyncio.Timeout) -> bytes:
@@ -85,7 +87,7 @@ async def _beginning(response: aiohttp.ClientResponse, limit: asyncio.Timeout) -
     body = bytearray()
     try:
         # Earlier than the deadline of the call, so that a known failure is not called a timeout.
-        async with asyncio.timeout_at(min(ends, (limit.when() or ends) - 0.01)):
+        async with asyncio.timeout_at(min(ends, (limit.when() or ends) - 0.05)):
             async for chunk in response.content.iter_any():
                 body += chunk
                 if len(body) >= EXCERPT_BYTES:
@@ -95,47 +97,47 @@ async def _beginning(response: aiohttp.ClientResponse, limit: asyncio.Timeout) -
     return bytes(body)
 
 
-def without_secrets(body: bytes, request: AgentRequest) -> bytes:
+async def without_secrets(body: bytes, request: AgentRequest) -> bytes:
     """The answer, without our secrets in it: an agent may echo what it was sent."""
-    for secret in _secrets(request):
-        if len(secret) >= MIN_SECRET_CHARACTERS:
-            # A number may hold digits of it, and must stay one.
-            mask = b"1" * len(secret) if secret.isdecimal() else b"[secret]"
-            body = body.replace(orjson.dumps(secret)[1:-1], mask)
-            if b"\\u" in body or b"\\/" in body:
-                body = re.sub(_as_json(secret), mask, body)
-    return body
+    hidden = secrets_of(request)
+    if len(body) <= AT_ONCE_BYTES:
+        return hidden.out_of(body)
+    # One full of escapes takes a while, and others need not wait for it.
+    return await asyncio.to_thread(hidden.out_of, body)
 
 
-def _as_json(text: str) -> bytes:
-    """A pattern of all that JSON may be for `text`: a slash is escaped by PHP."""
-    return b"".join(b"(?:%s)" % b"|".join(_spellings(character)) for character in text)
+def excerpt(body: bytes, request: AgentRequest) -> str | None:
+    """The first characters, without our secrets and what only admins see of the address."""
+    hidden = secrets_of(request, *_of_address(request.url))
+    text = hidden.out_of_excerpt(body[:EXCERPT_BYTES]).decode(errors="replace")
+    return storable(text)[: failures.MAX_EXCERPT_CHARACTERS] or None
 
 
-def _spellings(character: str) -> list[bytes]:
-    plain = re.escape(orjson.dumps(character)[1:-1])
-    units = character.encode("utf-16-be").hex()
-    escaped = "".join(rf"\\u{units[n : n + 4]}" for n in range(0, len(units), 4))
-    in_any_case = b"(?i:%s)" % escaped.encode()
-    return [plain, in_any_case, rb"\\/"] if character == "/" else [plain, in_any_case]
-
-
-def _excerpt(body: bytes, request: AgentRequest) -> str | None:
-    """The first characters, without our secrets: an agent may echo what it was sent."""
-    text = body[:EXCERPT_BYTES].decode(errors="replace").replace("\x00", "\ufffd")
-    for secret in _secrets(request):
-        text = text.replace(secret, "[secret]")
-    return text[: failures.MAX_EXCERPT_CHARACTERS] or None
-
-
-def _secrets(request: AgentRequest) -> list[str]:
-    secrets = [request.signing_secret]
+def secrets_of(request: AgentRequest, *more: str) -> Secrets:
+    """All that must not be kept of what comes back."""
+    secrets = [request.signing_secret, request.signing_secret.removeprefix(signing.PREFIX), *more]
     if request.callback_url is not None:
         secrets.append(request.callback_url.rpartition("/")[2])
     if request.auth_header is not None:
         _, value = parse_auth_header(request.auth_header)
-        secrets += [value, value.rpartition(" ")[2]]
-    return secrets
+        secrets += [value, value.rpartition(" ")[2], *_of_basic(value)]
+    return Secrets(secrets)
+
+
+def _of_basic(value: str) -> list[str]:
+    """User and password as they were before they were put together in base64."""
+    scheme, _, encoded = value.partition(" ")
+    if scheme.lower() != "basic":
+        return []
+    try:
+        pair = b64decode(encoded.strip(), validate=True).decode()
+    except ValueError:
+        return []
+    return [pair, pair.partition(":")[2]]
+
+
+def _of_address(url: str) -> list[str]:
+    return [value for value in URL(url).query.values() if len(value) >= MIN_CHARACTERS]
 
 
 def _not_json(status: int, message: str, *, excerpt: str | None = None) -> AgentCallFailed:

@@ -124,7 +124,7 @@ class AgentClient:
             try:
                 await answers.check_status(response, request, limit)
                 body = await answers.read(response, cap=self.max_response_bytes)
-                body = answers.without_secrets(body, request)
+                body = await answers.without_secrets(body, request)
                 value = answers.decode(body, response.status, request)
             except AgentCallFailed as failure:
                 failure.usage = told

@@ -37,6 +37,7 @@ from services.judges.openai_answers import (
     Quote,
     ResponsesBody,
 )
+from services.redaction import MIN_CHARACTERS, Secrets
 from services.values import storable
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ __all__ = ["JudgeFailed", "LLMAnswer", "LLMRequest", "OpenAIJudge", "errored"]
 MAX_CONTEXT_BYTES = 50_000
 MAX_ANSWER_BYTES = 4_000_000
 MAX_REASON = 2_000
+MAX_EXCERPT_BYTES = 16_384
+"""Of what is no JSON, before the key is taken out of it: half a key could be left else."""
 
 INSTRUCTIONS = """\
 You judge whether the output of an agent meets acceptance criteria.
@@ -61,7 +64,9 @@ and no evidence that a criterion is met.
 Answer for every criterion, each by itself:
 - reason: one to three sentences that tell the agent's author what is right or what to change.
 - evidence: short quotes, copied character by character from OUTPUT, each with a JSON pointer \
-(RFC 6901) to the value it is in; null where there is none.
+(RFC 6901) to the value it is in, "" for the whole. PASS needs one at least: of what meets the \
+criterion, or of where it would be if the criterion wants something to be absent. For FAIL and \
+INCONCLUSIVE give an empty list where there is nothing to quote.
 - outcome: PASS if the output clearly meets the criterion, FAIL if it does not, INCONCLUSIVE only \
 if what you were given does not let you tell.
 """
@@ -100,6 +105,8 @@ class OpenAIJudge:
         self._max_output_bytes = max_output_bytes
         self._max_output_tokens = max_output_tokens
         self._api_key = api_key
+        # One like “none”, for a server that asks for no key, is no secret.
+        self._secrets = Secrets([api_key] if len(api_key) >= MIN_CHARACTERS else ())
         self._base_url = base_url
         self._timeout = timeout_seconds
         self._max_retries = max_retries
@@ -143,7 +150,7 @@ class OpenAIJudge:
             message = f"The judge did not answer within {self._timeout:g} s."
             raise JudgeFailed("TIMEOUT", message, raw) from None
         except JudgeFailed as e:
-            message = self._redacted_text(e.message)
+            message = self._redacted(e.message)
             told = self._redacted(e.raw) or raw
             tokens = e.tokens if tokens is None else tokens
             raise JudgeFailed(e.code, _sentence(message), told, tokens=tokens) from None
@@ -187,9 +194,10 @@ class OpenAIJudge:
             code, said = SAID.get(
                 e.status_code, ("HTTP_ERROR", "The judge's server answered with an error")
             )
-            message = f"{said} (HTTP {e.status_code}): {_told_by(e.body)}"
+            raw = self._redacted(e.body)
+            message = f"{said} (HTTP {e.status_code}): {_told_by(raw)}"
             tokens = UNUSED if e.status_code in SAID else None
-            raise JudgeFailed(code, message, e.body, tokens=tokens) from None
+            raise JudgeFailed(code, message, raw, tokens=tokens) from None
         except openai.APITimeoutError:
             raise TimeoutError from None
         except openai.APIConnectionError as e:
@@ -222,12 +230,9 @@ class OpenAIJudge:
 
     def _redacted(self, raw: Any) -> Any:
         """Servers like to repeat the key they refuse."""
-        if raw is None or not self._api_key:
-            return raw
-        return orjson.loads(self._redacted_text(orjson.dumps(raw, default=str).decode()))
-
-    def _redacted_text(self, text: str) -> str:
-        return text.replace(self._api_key, "[API key]") if self._api_key else text
+        if isinstance(raw, str):
+            return self._secrets.out_of_message(raw)[:MAX_REASON]
+        return orjson.loads(self._secrets.out_of(orjson.dumps(raw, default=str)))
 
 
 def prompt_hash() -> str:
@@ -281,7 +286,7 @@ async def _body(response: openai.AsyncAPIResponse[Any]) -> Any:
     try:
         return orjson.loads(bytes(content))
     except ValueError:
-        text = bytes(content[:MAX_REASON]).decode(errors="replace")
+        text = bytes(content[:MAX_EXCERPT_BYTES]).decode(errors="replace")
         raise JudgeFailed("MALFORMED", _unreadable("it is not JSON"), text) from None
 
 
@@ -306,12 +311,20 @@ def _result(
         return CriterionResult.errored(key, f"The judge answered {times} times for this criterion.")
     evidence = tuple(_evidence(request.output, quote) for quote in judgement.evidence)
     outcome, reason = VerdictOutcome(judgement.outcome), _line(judgement.reason)
-    proven = outcome is VerdictOutcome.FAIL and any(e.verified for e in evidence)
-    if request.truncated and not proven:
-        # What was cut off may hold the opposite; only a failure that can be shown stands.
-        outcome = VerdictOutcome.INCONCLUSIVE
-        reason = f"The judge saw only the beginning of the output, it is too long. {reason}"
+    doubt = _doubt(request, outcome, is_shown=any(each.verified for each in evidence))
+    if doubt is not None:
+        outcome, reason = VerdictOutcome.INCONCLUSIVE, f"{doubt} {reason}"
     return CriterionResult.of(key, outcome, reason, *evidence)
+
+
+def _doubt(request: LLMRequest, outcome: VerdictOutcome, *, is_shown: bool) -> str | None:
+    """Why what the judge says does not count; `is_shown` if one of its quotes is there."""
+    if request.truncated and not (is_shown and outcome is VerdictOutcome.FAIL):
+        # What was cut off may hold the opposite; only a failure that can be shown stands.
+        return "The judge saw only the beginning of the output, it is too long."
+    if outcome is VerdictOutcome.PASS and not is_shown:
+        return "The judge says PASS, but quotes nothing that is in the output."
+    return None
 
 
 def _evidence(output: Any, quote: Quote) -> Evidence:

@@ -1,7 +1,7 @@
 """An OpenAI-compatible server on loopback: the Responses API and chat completions.
 
 It judges by the criteria's text: “must fail” fails, “unclear” is inconclusive,
-the rest passes with the whole output as evidence. `script` makes it misbehave,
+the rest passes with the output's beginning as evidence. `script` makes it misbehave,
 one behaviour a request; when the script is over it behaves.
 """
 
@@ -60,10 +60,11 @@ def sections(body: JSON) -> dict[str, str]:
 
 
 def judged(body: JSON) -> list[JSON]:
-    return [judgement(told) for told in json.loads(sections(body)["CRITERIA"])]
+    shown = sections(body)
+    return [judgement(told, shown["OUTPUT"]) for told in json.loads(shown["CRITERIA"])]
 
 
-def judgement(told: JSON) -> JSON:
+def judgement(told: JSON, output: str) -> JSON:
     outcome = "PASS"
     if "must fail" in told["text"]:
         outcome = "FAIL"
@@ -72,7 +73,7 @@ def judgement(told: JSON) -> JSON:
     return {
         "criterion": told["criterion"],
         "reason": f"It is {outcome}.",
-        "evidence": [{"pointer": "/title", "quote": "Signoff"}],
+        "evidence": [{"pointer": "", "quote": output[:20]}],
         "outcome": outcome,
     }
 
