@@ -28,7 +28,7 @@ from models.statements import Unavailable
 from services import queue, workers
 from services.errors import DatabaseUnavailable
 from services.queue import Taken
-from services.workers import Orphan, Sight
+from services.workers import Orphan, Watch
 
 logger = structlog.get_logger(__name__)
 
@@ -101,7 +101,7 @@ class Engine:
         self._stopping = False
         self._turn = asyncio.Lock()
         self._look_seconds = min(RESCUE_SECONDS, heartbeat_seconds)
-        self._sight = Sight(self._look_seconds)
+        self._watch = Watch(self._look_seconds)
         self._tasks: list[asyncio.Task[None]] = []
         self._troubles: dict[str, str] = {}
         self._work: Work | None = None
@@ -110,7 +110,6 @@ class Engine:
         """Begin to work, with what was left behind."""
         self._work = work
         await self._enter()
-        self._sight = Sight(self._look_seconds)
         if self._alone:
             await self._take_over()
         resumed = await queue.reconcile()
@@ -204,11 +203,11 @@ class Engine:
     async def _rescue(self) -> None:
         await asyncio.sleep(self._look_seconds)
         await self._take_over()
-        await workers.bury(self._sight)
+        await workers.bury(self._watch)
 
     async def _take_over(self) -> None:
         assert self._work is not None  # noqa: S101
-        for orphan in await workers.orphans(self._sight):
+        for orphan in await workers.orphans(self._watch):
             if orphan.worker_id == self._id:
                 continue  # this process was asleep, and nobody took over: it just goes on
             try:

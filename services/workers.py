@@ -21,7 +21,7 @@ class Orphan:
     worker_id: UUID
 
 
-class Sight:
+class Watch:
     """How well a process could see the others' signs of life lately.
 
     It looks every `usual` seconds. While the database is away it is blind, and so is nobody seen
@@ -104,26 +104,26 @@ async def leave(worker_id: UUID) -> None:
     )
 
 
-async def orphans(sight: Sight) -> list[Orphan]:
+async def orphans(watch: Watch) -> list[Orphan]:
     """Executions of workers whose lease is over, and who could have been seen."""
     _, over = _clock()
     sql = f"""SELECT q."job_id", q."number", q."worker_id", COALESCE(w."lease_seconds", 0)
         FROM "queue_entries" q LEFT JOIN "workers" w ON w."id" = q."worker_id"
         WHERE q."state" = 'RUNNING' AND (w."id" IS NULL OR {over})"""  # noqa: S608 - constants
     rows = await statements.database().fetch(sql)
-    sight.look(time.monotonic())  # not before: this very answer may have been held up
+    watch.look(time.monotonic())  # not before: this very answer may have been held up
     return [
         Orphan(queue.uuid(job_id), number, queue.uuid(worker))
         for job_id, number, worker, lease in rows
-        if sight.suffices(lease)
+        if watch.suffices(lease)
     ]
 
 
-async def bury(sight: Sight) -> None:
+async def bury(watch: Watch) -> None:
     """Forget workers whose lease is over, and that have nothing left."""
     _, over = _clock()
     sql = f"""SELECT "id", "lease_seconds" FROM "workers" WHERE {over} AND NOT EXISTS (
         SELECT 1 FROM "queue_entries" q WHERE q."worker_id" = "workers"."id")"""  # noqa: S608 - constants
     for id, lease in await statements.database().fetch(sql):
-        if sight.suffices(lease):
+        if watch.suffices(lease):
             await statements.database().fetch(BURY.format(over=over), str(id))

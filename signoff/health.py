@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -21,6 +21,7 @@ from services.runtime import Runtime
 from signoff import oidc
 from signoff.auth import Gate, is_loopback
 from signoff.refusals import failure, unauthenticated
+from signoff.scrapers import Scrapers
 from signoff.settings import Settings
 
 logger = structlog.get_logger(__name__)
@@ -40,6 +41,7 @@ class Health:
     metrics_open: bool
     rt: Runtime | None = None
     stopping: bool = False
+    scrapers: Scrapers = field(default_factory=Scrapers)
 
     @classmethod
     def of(cls, settings: Settings) -> Health:
@@ -138,7 +140,7 @@ async def _metrics(request: web.Request) -> web.Response:
 async def _refusal(health: Health, request: web.Request) -> web.Response | None:
     """Why the caller may not read the metrics."""
     try:
-        viewer = await health.gate.viewer(request.headers.get("Authorization"), request.headers)
+        viewer = await health.scrapers.viewer(health.gate, request.headers)
     except Unauthenticated as error:
         return unauthenticated(error)
     except Exception:

@@ -14,7 +14,7 @@ from models import Agent, Attempt, Job, JobStatus, QueueEntry, QueueState, Worke
 from models.base import uuid7
 from services import execution, queue, workers
 from services.runtime import Runtime
-from services.workers import Orphan, Sight
+from services.workers import Orphan, Watch
 from signoff.wiring import runtime
 from tests.fakes.agents import fake_agent
 from tests.support.making import (
@@ -87,35 +87,35 @@ async def test_each_worker_is_judged_by_its_own_lease(idle: Runtime) -> None:
     for worker, lease in ((long, 60.0), (short, 5.0)):
         await workers.enter(worker, "a worker", lease, alone=False)
     await Worker.all().update(seen_at=datetime.now(UTC) - timedelta(seconds=20))
-    orphans = await workers.orphans(Sight(2))
+    orphans = await workers.orphans(Watch(2))
     assert {(each.worker_id, each.job_id) for each in orphans} == {
         (short, found[short]),
         (stranger, found[stranger]),
     }
-    await workers.bury(Sight(2))
+    await workers.bury(Watch(2))
     assert await Worker.all().count() == 2
     await QueueEntry.all().delete()
-    await workers.bury(Sight(2))
+    await workers.bury(Watch(2))
     assert [worker.id for worker in await Worker.all()] == [long]
 
 
 def test_workers_that_nobody_could_see_are_not_lost_yet() -> None:
-    sight = Sight(2)
-    assert sight.suffices(30)
-    sight.look(100)
-    sight.look(103)
-    assert (sight.suffices(1), sight.suffices(30)) == (True, True)
-    sight.look(123)  # 20 s without the database
-    assert (sight.suffices(30), sight.suffices(31)) == (False, True)
-    sight.look(127)
-    sight.look(132)  # and again, before it had seen for as long as it was blind
-    assert (sight.suffices(43), sight.suffices(44)) == (False, True)
+    watch = Watch(2)
+    assert watch.suffices(30)
+    watch.look(100)
+    watch.look(103)
+    assert (watch.suffices(1), watch.suffices(30)) == (True, True)
+    watch.look(123)  # 20 s without the database
+    assert (watch.suffices(30), watch.suffices(31)) == (False, True)
+    watch.look(127)
+    watch.look(132)  # and again, before it had seen for as long as it was blind
+    assert (watch.suffices(43), watch.suffices(44)) == (False, True)
     for now in range(134, 162, 2):
-        sight.look(now)
-    assert (sight.suffices(28), sight.suffices(29)) == (True, False)
-    sight.look(164)
-    sight.look(169)  # it was seeing for longer than it was blind: that is over
-    assert (sight.suffices(7), sight.suffices(8)) == (False, True)
+        watch.look(now)
+    assert (watch.suffices(28), watch.suffices(29)) == (True, False)
+    watch.look(164)
+    watch.look(169)  # it was seeing for longer than it was blind: that is over
+    assert (watch.suffices(7), watch.suffices(8)) == (False, True)
 
 
 async def test_lost_execution_is_found_soon_however_seldom_the_worker_beats(

@@ -73,6 +73,13 @@ async def test_probes_ask_for_no_key(client: Client, database_url: str) -> None:
 async def test_a_server_without_its_database_is_alive_and_not_ready(
     client: Client, database_url: str, postgres_server: Any
 ) -> None:
+    scraper, member = [
+        {"Authorization": f"Bearer {await make_key(database_url, role.value, role)}"}
+        for role in (Role.ADMIN, Role.MEMBER)
+    ]
+    async with client.get("/metrics", headers=scraper) as got:
+        assert "signoff_database_up 1.0" in await got.text()
+    assert (await get(client, "/metrics", **member))[0] == 403
     name = database_url.rpartition("/")[2]
     postgres_server._thread.submit(
         postgres_server._execute, f'ALTER DATABASE "{name}" RENAME TO "{name}_away"'
@@ -86,8 +93,11 @@ async def test_a_server_without_its_database_is_alive_and_not_ready(
     told = await until(silent)
     assert (told["status"], told["migrations"]) == ("not ready", SILENT)
     assert await get(client, "/healthz") == (200, {"status": "ok"})
-    async with client.get("/metrics", headers={"Authorization": "Bearer signoff_x"}) as got:
-        assert got.status == 503
+    async with client.get("/metrics", headers=scraper) as got:
+        assert got.status == 200
+        assert "signoff_database_up 0.0" in await got.text()
+    assert (await get(client, "/metrics", **member))[0] == 403
+    assert (await get(client, "/metrics", Authorization="Bearer signoff_x"))[0] == 503
 
 
 async def test_a_missing_migration_is_named(client: Client, database_url: str) -> None:
