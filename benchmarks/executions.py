@@ -17,13 +17,14 @@ import argparse
 import asyncio
 import multiprocessing
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,21 @@ def agent_process() -> Generator[None]:
     there = multiprocessing.get_context("spawn").Process(target=agent, daemon=True)
     there.start()
     try:
+        _until_it_listens()
         yield
     finally:
         there.terminate()
+        there.join()
+
+
+def _until_it_listens() -> None:
+    """Else its circuit would be opened by the first executions."""
+    for _ in range(300):
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", AGENT_PORT), timeout=1).close()
+            return
+        time.sleep(0.1)
+    raise TimeoutError
 
 
 @contextmanager
